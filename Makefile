@@ -1,0 +1,125 @@
+# imagedex: every job is one target. `make` alone lists them.
+#
+# `make quickstart` and `make test` build the environment they need in .venv and reuse it afterwards; it is rebuilt
+# only when a requirements file changes. Variables can be given on the command line, e.g.
+#   make test PYTHON=python3.12 ARGS="-k losses"
+#   make photos PHOTOS=/data/flickr8k RUN=runs/flickr8k
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+# Where the photographs of `make photos` lie, and where its run goes.
+PHOTOS ?= ../shared/photos-900
+RUN    ?= runs/photos/xmatching
+QUICK  := runs/quickstart
+
+# A machine has a GPU when its driver answers, not when a tool happens to be installed.
+GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
+
+# Linux wheels of torch on PyPI bring gigabytes of CUDA. Without a GPU, PyTorch's own CPU index is asked first.
+# TORCH_INDEX= (empty) skips that; TORCH_INDEX=<url> takes another build, e.g. ROCm.
+TORCH       := $(shell sed -n 's/^\(torch[<>=~!][^ \#]*\).*/\1/p' requirements.txt)
+TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),$(if $(GPU),,https://download.pytorch.org/whl/cpu))
+
+# --num_cpu_threads_per_process keeps accelerate from warning that it chose one itself. Small models gain nothing beyond 8.
+THREADS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores : 8)))
+LAUNCH   = $(BIN)/accelerate launch --num_cpu_threads_per_process $(THREADS) \
+	--config_file accelerate_configs/$(if $(GPU),single_gpu,cpu).yaml
+
+# -qq: only errors are worth reading here.
+PIP     := $(BIN)/python -m pip --disable-pip-version-check -qq
+RUNTIME := $(VENV)/.requirements
+DEV     := $(VENV)/.requirements-dev
+
+##@ Start here
+
+.PHONY: help
+help: ## list the targets
+	@awk 'BEGIN { FS = ":.*## "; print "usage: make <target>" } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-zA-Z_-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: quickstart
+quickstart: $(RUNTIME) ## train on the built-in scenes, evaluate, show the pictures found; environment included
+	@$(LAUNCH) run_xmatching.py recipes/quickstart/xmatching.yaml --output_dir $(QUICK)/xmatching $(ARGS)
+	@$(BIN)/python run_retrieval.py --model_name_or_path $(QUICK)/xmatching --dataset_name shape_scenes \
+	  --queries $(QUICK)/xmatching/eval_queries.csv --output_dir $(QUICK)/retrieval
+
+.PHONY: photos
+photos: $(RUNTIME) ## train and evaluate on real photographs: PHOTOS=folder RUN=output ARGS="--flag value"
+	@$(LAUNCH) run_xmatching.py recipes/photos/xmatching.yaml --dataset_name $(PHOTOS) --output_dir $(RUN) $(ARGS)
+
+##@ Environment
+
+.PHONY: venv
+venv: $(RUNTIME) ## create .venv with what the scripts need
+	@echo "ready: $(BIN)/python"
+
+.PHONY: install-dev
+install-dev: $(DEV) ## ... and with what tests and linters need
+	@echo "ready: $(BIN)/python, with the development tools"
+
+.PHONY: clean
+clean: ## remove .venv and caches; runs/ is kept
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: imagedex needs Python 3.11 or newer; name one with: make PYTHON=python3.11 ..." >&2; exit 2; }
+	@echo "creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(RUNTIME): requirements.txt $(VENV)/pyvenv.cfg
+ifneq ($(TORCH_INDEX),)
+	@echo "installing torch from $(TORCH_INDEX)$(if $(GPU),, (no NVIDIA GPU found))"
+	@$(PIP) install --retries 0 --timeout 15 --index-url $(TORCH_INDEX) "$(TORCH)" 2>/dev/null || \
+	  echo "not to be had there: torch comes from the package index instead"
+endif
+	@echo "installing requirements.txt"
+	@$(PIP) install -r requirements.txt
+	@touch $@
+
+$(DEV): requirements-dev.txt $(RUNTIME)
+	@echo "installing requirements-dev.txt"
+	@$(PIP) install -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+##@ Development
+
+.PHONY: test
+test: $(DEV) ## the tests that every change must pass: ARGS="-k name"
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(DEV) ## tests that train for longer or need a real corpus
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+.PHONY: test-browser
+test-browser: $(DEV) ## tests that look at pages and drawings in chromium
+	@$(BIN)/python -m pytest -m browser $(ARGS)
+
+.PHONY: test-gpu
+test-gpu: $(DEV) ## tests that need an NVIDIA GPU
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+.PHONY: lint
+lint: $(DEV) ## check style and imports; changes nothing
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+.PHONY: format
+format: $(DEV) ## sort imports and format in place
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: ci
+ci: ## what the continuous integration runs
+	@.ci/run

@@ -1,0 +1,78 @@
+"""Configuration of the sentence-image dual encoder (Vokenization 2010.06775, its sentence-level form in Maria 2105.13073)."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+
+@strict
+class XMatchingConfig(PreTrainedConfig):
+    r"""
+    The defaults are Maria's: `[CLS]` of the last four layers concatenated, MLP heads 1024-1024-512 with dropout 0.2,
+    L2-normalised embeddings, frozen towers, paired hinge loss with margin 0.5. Two differ on purpose, and Maria's recipe
+    sets them back: terms are averaged, not summed, and captions of the same picture are not each other's negatives.
+
+    Args:
+        text_config (`dict` or `PreTrainedConfig`): any text tower AutoModel knows, with its `model_type`.
+        vision_config (`dict` or `PreTrainedConfig`): any vision tower AutoModel knows, with its `model_type`.
+        text_pooling (`str`): `"first"` (first token) or `"mean"` (over the tokens that are not padding).
+        text_pooling_layers (`int`): how many of the last layers are concatenated before pooling.
+        vision_pooling (`str`): `"pooler"` (the tower's own pooled output where it has one, else the first token),
+            `"first"` (first token) or `"mean"` (over tokens or over the feature map).
+        text_head, vision_head (`str`): `"mlp"`, `"linear"`, or `"none"` (the pooled state is the embedding).
+        head_hidden_sizes (`list[int]`): widths of the hidden layers of the `"mlp"` heads.
+        head_dropout (`float`): dropout after each hidden layer of a head.
+        projection_dim (`int`): width of the space in which both sides meet.
+        freeze_text_tower, freeze_vision_tower (`bool`): a frozen tower gets no gradient and stays in evaluation mode,
+            so neither its weights nor its batch statistics move.
+        loss_type (`str`): which function of `modeling/losses.py`.
+        loss_margin (`float`): margin of the hinge losses, in units of cosine.
+        loss_reduction (`str`): `"mean"` or `"sum"` over the hinge terms (Maria sums).
+        mask_same_image (`bool`): captions of the same picture in one batch are not each other's negatives.
+        logit_scale_init (`float`): start of the learned inverse temperature (CLIP's is 1 / 0.07).
+    """
+
+    model_type = "xmatching"
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet"),
+    }
+
+    text_config: PreTrainedConfig | dict | None = None
+    vision_config: PreTrainedConfig | dict | None = None
+    text_pooling: Literal["first", "mean"] = "first"
+    text_pooling_layers: int = 4
+    vision_pooling: Literal["pooler", "first", "mean"] = "pooler"
+    text_head: Literal["mlp", "linear", "none"] = "mlp"
+    vision_head: Literal["mlp", "linear", "none"] = "mlp"
+    head_hidden_sizes: list[int] | tuple[int, ...] = (1024, 1024)
+    head_dropout: float | int = 0.2
+    projection_dim: int = 512
+    freeze_text_tower: bool = True
+    freeze_vision_tower: bool = True
+    loss_type: Literal["paired_hinge", "info_nce"] = "paired_hinge"
+    loss_margin: float | int = 0.5
+    loss_reduction: Literal["mean", "sum"] = "mean"
+    mask_same_image: bool = True
+    logit_scale_init: float | int = 1 / 0.07
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.head_hidden_sizes = list(self.head_hidden_sizes)
+
+    def validate_ranges(self):
+        """Raises a `ValueError` that names the field, its value and what it may be."""
+        if self.text_pooling_layers < 1:
+            raise ValueError(f"text_pooling_layers={self.text_pooling_layers}: pool 1 layer or more")
+        if self.loss_margin <= 0:
+            raise ValueError(f"loss_margin={self.loss_margin}: the margin must be above 0")
+        if self.logit_scale_init <= 0:
+            raise ValueError(f"logit_scale_init={self.logit_scale_init}: an inverse temperature must be above 0")
+
+
+XMatchingConfig.register_for_auto_class()
+
+__all__ = ["XMatchingConfig"]

@@ -1,0 +1,181 @@
+"""``load_corpus``: recognises which form a corpus has from what is there, says so, and returns it in the schema."""
+
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import Dataset, DatasetDict
+
+from imagedex.corpora import flickr, hub, imagefolder, shape_scenes
+from imagedex.corpora.paths import list_pictures, picture_at, require_folder
+from imagedex.corpora.schema import Corpus, FormContents, build_dataset, counted, listed, validate
+from imagedex.corpora.verify import check_choice, drop_missing, verify_images
+from imagedex.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Request(NamedTuple):
+    """What the user said about a corpus; each form takes from it what concerns it."""
+
+    config_name: str | None = None
+    image_dir: str | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    num_proc: int | None = None
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        return {
+            "image_dir": self.image_dir,
+            "image_column": self.image_column,
+            "caption_column": self.caption_column,
+        }
+
+
+class Form(NamedTuple):
+    """A form that a folder can have: how it is recognised, and how it is read."""
+
+    looks_like: str
+    find: Callable[[Path], Path | None]
+    read: Callable[[Path, Request], FormContents]
+
+
+# The first form that finds its file wins, so the particular ones come before the general ones.
+FORMS = (
+    Form("captions.txt (Flickr8k) or results.csv (Flickr30k) with pictures", flickr.find,
+         lambda found, request: flickr.read(found, **request.columns)),
+    Form("an imagefolder with metadata.csv, .jsonl or .parquet", imagefolder.find,
+         lambda found, request: imagefolder.read(found, **request.columns)),
+    Form("a dataset of parquet, arrow, csv or json files with an image and a caption column", hub.find,
+         lambda found, request: hub.read(found, config_name=request.config_name, num_proc=request.num_proc,
+                                         **request.columns)),
+)
+
+
+def load_corpus(
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    *,
+    train_file: str | None = None,
+    validation_file: str | None = None,
+    image_dir: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    unreadable_images: str = "error",
+    num_proc: int | None = None,
+    seed: int = 0,
+) -> Corpus:
+    """Loads a captioned corpus, or a bare folder of pictures, into the schema of :mod:`imagedex.corpora.schema`.
+
+    Args:
+        dataset_name: a local folder in a known form (or its caption file), ``shape_scenes``, or a Hub id.
+        dataset_config_name: the Hub dataset's configuration; for ``shape_scenes`` the number of scenes.
+        train_file: instead of ``dataset_name``, a table file with an image path column and a caption column.
+        validation_file: beside ``train_file``, the same for validation.
+        image_dir: the folder that the pictures' paths are relative to, where that is not plain from the corpus. Alone,
+            without ``dataset_name`` and ``train_file``: a gallery of the pictures in it, without captions. For
+            ``shape_scenes``: the folder to draw into.
+        image_column: the column with the pictures or their paths; recognised when not given.
+        caption_column: the column with the captions (text or lists of text); recognised when not given.
+        unreadable_images: ``"error"``, or ``"skip"`` to leave out unreadable and missing pictures, named in the log.
+        num_proc: processes for preprocessing.
+        seed: draws other scenes of ``shape_scenes``; no other corpus uses it.
+
+    Raises:
+        UserError: anything about the corpus that the user can mend.
+    """
+    check_choice(unreadable_images)
+    request = Request(dataset_config_name, image_dir, image_column, caption_column, num_proc)
+    if dataset_name and (train_file or validation_file):
+        raise UserError("--dataset_name and --train_file/--validation_file: give one or the other")
+    if validation_file and not train_file:
+        raise UserError("--validation_file needs --train_file")
+    if train_file:
+        contents = hub.read_files(train_file, validation_file, **request.columns)
+    elif dataset_name == "shape_scenes":
+        contents = shape_scenes.read(dataset_config_name, folder=image_dir, seed=seed)
+    elif dataset_name:
+        contents = _read_named(dataset_name, request)
+    elif image_dir:
+        contents = read_bare_folder(require_folder(image_dir, "--image_dir"))
+    else:
+        raise UserError("no corpus given: use --dataset_name (a folder, a Hub id, or shape_scenes) or --train_file")
+    return _finish(contents, unreadable_images, num_proc)
+
+
+def read_bare_folder(folder: Path) -> FormContents:
+    """Every picture in ``folder`` and below, without captions: something to search in, nothing to train on."""
+    names = list_pictures(folder)
+    if not names:
+        raise UserError(f"--image_dir {folder}: there are no pictures in it")
+    return FormContents("folder of pictures without captions", {"train": [picture_at(folder, name, []) for name in names]})
+
+
+def _read_named(dataset_name: str, request: Request) -> FormContents:
+    path = Path(os.path.abspath(os.path.expanduser(dataset_name)))
+    if path.is_file():
+        return _read_file(path, request)
+    if path.is_dir():
+        return _read_folder(path, request)
+    names_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", dataset_name) and not dataset_name.startswith(".")
+    if not names_hub or path.parent.is_dir():
+        raise UserError(
+            f"--dataset_name {dataset_name}: there is no such folder (a Hub dataset is named owner/name; the built-in "
+            "corpus is shape_scenes)"
+        )
+    return hub.read(dataset_name, config_name=request.config_name, num_proc=request.num_proc, **request.columns)
+
+
+def _read_folder(folder: Path, request: Request) -> FormContents:
+    require_folder(folder, "--dataset_name")
+    for form in FORMS:
+        found = form.find(folder)
+        if found is not None:
+            return form.read(found, request)
+    pictures = list_pictures(folder)
+    if pictures:
+        raise UserError(
+            f"--dataset_name {folder} holds {counted(len(pictures), 'picture')} but no captions; put beside them one of: "
+            f"{_known()}"
+        )
+    seen = sorted(path.name for path in folder.iterdir())
+    raise UserError(f"--dataset_name {folder} has no known form (it holds {listed(seen, 5)}); known are: {_known()}")
+
+
+def _read_file(file: Path, request: Request) -> FormContents:
+    """A caption file given by its own name: the form is that of its folder, but this very file is read."""
+    for form in FORMS:
+        if form.find(file.parent) == file:
+            return form.read(file, request)
+    raise UserError(
+        f"--dataset_name {file} is a file of no known form; for a table of pictures and captions use --train_file"
+    )
+
+
+def _known() -> str:
+    return "; ".join(form.looks_like for form in FORMS)
+
+
+def _finish(contents: FormContents, unreadable_images: str, num_proc: int | None) -> Corpus:
+    """Missing and unreadable pictures, the table, the schema, and a word about what was found."""
+    splits, left_out = {}, []
+    for split, rows in hub.unique_across_splits(contents.splits).items():
+        if not isinstance(rows, Dataset):
+            rows, missing = drop_missing(rows, unreadable_images=unreadable_images, split=split)
+            left_out += missing
+            rows = build_dataset(rows, split)
+        rows, unreadable = verify_images(
+            rows, unreadable_images=unreadable_images, num_proc=num_proc, split=split
+        )
+        left_out += unreadable
+        splits[split] = validate(rows, split)
+    sizes = (
+        f"{split} {counted(len(rows), 'picture')} with {counted(sum(map(len, rows['captions'])), 'caption')}"
+        for split, rows in splits.items()
+    )
+    logger.info("Corpus recognised as %s: %s", contents.form, "; ".join(sizes))
+    return Corpus(contents.form, DatasetDict(splits), left_out)

@@ -1,0 +1,1 @@
+"""From a trained model and a gallery to rankings: encode, search, baselines, ranking files, contact sheets."""

@@ -1,0 +1,252 @@
+"""A contact sheet: queries beside the pictures found, the right one marked. As one picture here, as a page in `contact_sheet_html`.
+
+Several models' answers to the same sentence stand under each other.
+"""
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from imagedex.cli import write_atomically
+from imagedex.retrieval.rankings import Ranking
+
+MAX_SHOWN = 10  # pictures in a row, however long the ranking is
+THUMBNAIL = 288  # longest side of a kept thumbnail, in pixels
+
+PAPER, INK, MUTED, RULE = "#f7f6f3", "#1b1c1e", "#73757a", "#dedcd6"
+GREEN, AMBER, WHITE = "#15803d", "#b45309", "#ffffff"
+MARGIN, GAP, CELL = 56, 18, (208, 156)
+RADIUS, RING = 12, 5
+_JPEG_LIMIT = 60_000  # a JPEG has at most 65,535 lines
+_SCALE = 4  # rounded corners are drawn this much larger and scaled down: Pillow's own are jagged
+
+
+@dataclass
+class Sheet:
+    """What both forms show.
+
+    Attributes:
+        rows: one a query; each holds one `Ranking` a model, in the order of `models`, all of the same sentence.
+        models: names, as shown.
+        figures: model -> name of a figure -> value, empty when the right pictures are not known.
+        gallery_size: pictures that could be found.
+        num_queries: how many were asked; `rows` may be fewer.
+    """
+
+    models: list[str]
+    rows: list[list[Ranking]]
+    gallery_size: int
+    num_queries: int
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def counts(self) -> str:
+        asked = f"{self.num_queries:,} {'query' if self.num_queries == 1 else 'queries'}"
+        shown = f", {len(self.rows):,} shown" if len(self.rows) < self.num_queries else ""
+        return f"gallery of {self.gallery_size:,} {'picture' if self.gallery_size == 1 else 'pictures'}, {asked}{shown}"
+
+
+def build_sheet(
+    answers: Mapping[str, Sequence[Ranking]],
+    gallery_size: int,
+    max_queries: int = 20,
+    figures: Mapping[str, Mapping[str, float]] | None = None,
+) -> Sheet:
+    """Groups models' rankings by query; with more than `max_queries` of them, evenly spaced ones are shown.
+
+    Args:
+        answers: model name -> its rankings, of the same queries in the same order for every model.
+
+    Raises:
+        ValueError: no model, or models that answered different queries.
+    """
+    asked = {tuple(ranking.query for ranking in rankings) for rankings in answers.values()}
+    if len(asked) != 1:
+        raise ValueError("a sheet needs one or more models that answered the same queries in the same order")
+    total = len(asked.pop())
+    shown = min(max_queries, total)
+    places = [place * total // shown for place in range(shown)]
+    rows = [[rankings[place] for rankings in answers.values()] for place in places]
+    kept = {model: dict(values) for model, values in (figures or {}).items()}
+    return Sheet(list(answers), rows, gallery_size, total, kept)
+
+
+class Thumbnails:
+    """Small copies of pictures by image_id, made once each. `load` gives the picture (decoded) of an image_id."""
+
+    def __init__(self, load: Callable[[str], Image.Image]):
+        self.load = load
+        self.kept: dict[str, Image.Image] = {}
+
+    def __call__(self, image_id: str) -> Image.Image:
+        if image_id not in self.kept:
+            picture = self.load(image_id).convert("RGB")
+            picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+            self.kept[image_id] = picture
+        return self.kept[image_id]
+
+
+def is_found(ranking: Ranking) -> bool:
+    return ranking.target in ranking.images[:MAX_SHOWN]
+
+
+def rank_words(ranking: Ranking) -> str:
+    """Where the right picture stands, in words."""
+    if ranking.rank is None or math.isinf(ranking.rank):
+        return "not found"
+    return f"rank {int(ranking.rank):,}"
+
+
+def format_figure(name: str, value: float) -> str:
+    if math.isinf(value):
+        return "not found"
+    return f"{value:,.0f}" if name == "median_rank" and value == int(value) else f"{value:.3f}"
+
+
+def figure_title(name: str) -> str:
+    return {"mrr": "MRR", "median_rank": "median rank"}.get(name, name.replace("hits", "Hits"))
+
+
+def write_sheet_image(sheet: Sheet, thumbnails: Thumbnails, path: str | Path, quality: int = 88) -> Path:
+    """Writes the sheet as a JPEG (or PNG, by the extension). Rows that a JPEG cannot hold are left to the page."""
+    path = Path(path)
+    buffer = io.BytesIO()
+    options = {"format": "PNG"} if path.suffix.lower() == ".png" else {"format": "JPEG", "quality": quality, "subsampling": 0}
+    draw_sheet(sheet, thumbnails).save(buffer, optimize=True, **options)
+    write_atomically(path, buffer.getvalue())
+    return path
+
+
+def draw_sheet(sheet: Sheet, thumbnails: Thumbnails) -> Image.Image:
+    """The whole sheet as one RGB picture."""
+    columns = max((min(len(ranking.images), MAX_SHOWN) for row in sheet.rows for ranking in row), default=1)
+    missed = any(ranking.target and not is_found(ranking) for row in sheet.rows for ranking in row)
+    width = 2 * MARGIN + columns * (CELL[0] + GAP) - GAP + (CELL[0] + 3 * GAP if missed else 0)
+    strips = [_draw_header(sheet, max(width, 900))]
+    for row in sheet.rows:
+        strip = _draw_row(row, sheet.models, thumbnails, strips[0].width, columns)
+        if sum(s.height for s in strips) + strip.height > _JPEG_LIMIT:
+            break
+        strips.append(strip)
+    page = Image.new("RGB", (strips[0].width, sum(strip.height for strip in strips) + MARGIN // 2), PAPER)
+    top = 0
+    for strip in strips:
+        page.paste(strip, (0, top))
+        top += strip.height
+    return page
+
+
+def _draw_header(sheet: Sheet, width: int) -> Image.Image:
+    names = list(dict.fromkeys(name for figures in sheet.figures.values() for name in figures))
+    strip = Image.new("RGB", (width, 148 + 40 * len(sheet.models)), PAPER)
+    draw = ImageDraw.Draw(strip)
+    draw.text((MARGIN, 40), "Pictures found", fill=INK, font=font(42))
+    draw.text((MARGIN, 98), sheet.counts(), fill=MUTED, font=font(20))
+    label_width = max((font(22).getlength(_fit(model, 22, 460)) for model in sheet.models), default=0)
+    for line, model in enumerate(sheet.models):
+        top, left = 144 + 40 * line, MARGIN
+        draw.text((left, top), _fit(model, 22, 460), fill=INK, font=font(22))
+        left += label_width + 48
+        for name in names:
+            if name not in sheet.figures.get(model, {}):
+                continue
+            value = format_figure(name, sheet.figures[model][name])
+            draw.text((left, top + 4), figure_title(name), fill=MUTED, font=font(17))
+            left += font(17).getlength(figure_title(name)) + 10
+            draw.text((left, top), value, fill=INK, font=font(22))
+            left += font(22).getlength(value) + 32
+    return strip
+
+
+def _draw_row(row: list[Ranking], models: list[str], thumbnails: Thumbnails, width: int, columns: int) -> Image.Image:
+    lines = wrap(row[0].query, 27, width - 2 * MARGIN, max_lines=3)
+    label = 30 if len(models) > 1 else 0
+    line_height, answer_height = 36, label + CELL[1] + 44
+    strip = Image.new("RGB", (width, 34 + line_height * len(lines) + 14 + answer_height * len(row)), PAPER)
+    draw = ImageDraw.Draw(strip)
+    draw.line((MARGIN, 0, width - MARGIN, 0), fill=RULE, width=2)
+    for number, line in enumerate(lines):
+        draw.text((MARGIN, 26 + line_height * number), line, fill=INK, font=font(27))
+    top = 34 + line_height * len(lines) + 10
+    for model, ranking in zip(models, row, strict=True):
+        if label:
+            draw.text((MARGIN, top), _fit(model, 18, width - 2 * MARGIN), fill=MUTED, font=font(18))
+        _draw_answer(strip, ranking, thumbnails, top + label, columns)
+        top += answer_height
+    return strip
+
+
+def _draw_answer(strip: Image.Image, ranking: Ranking, thumbnails: Thumbnails, top: int, columns: int) -> None:
+    draw = ImageDraw.Draw(strip)
+    shown = list(zip(ranking.images, ranking.scores, strict=True))[:MAX_SHOWN]
+    for column, (image_id, score) in enumerate(shown):
+        left = MARGIN + column * (CELL[0] + GAP)
+        right_one = image_id == ranking.target
+        _paste(strip, thumbnails(image_id), left, top, GREEN if right_one else None)
+        draw.text((left + 2, top + CELL[1] + 10), str(column + 1), fill=GREEN if right_one else INK, font=font(17))
+        score_text = f"{score:.3f}"
+        place = left + CELL[0] - 2 - font(17).getlength(score_text)
+        draw.text((place, top + CELL[1] + 10), score_text, fill=MUTED, font=font(17))
+        if right_one:
+            _badge(strip, left, top, rank_words(ranking), GREEN)
+    if ranking.target and not is_found(ranking):
+        left = MARGIN + columns * (CELL[0] + GAP) + 2 * GAP
+        draw.line((left - 1.5 * GAP, top + 6, left - 1.5 * GAP, top + CELL[1] - 6), fill=RULE, width=2)
+        _paste(strip, thumbnails(ranking.target), left, top, AMBER)
+        _badge(strip, left, top, rank_words(ranking), AMBER)
+        draw.text((left + 2, top + CELL[1] + 10), "the right picture", fill=AMBER, font=font(17))
+
+
+def _paste(strip: Image.Image, picture: Image.Image, left: int, top: int, ring: str | None) -> None:
+    """The picture cropped to the cell's shape, corners rounded, with a coloured ring and a paper gap if it is marked."""
+    if ring:
+        for grown, colour in ((RING + 3, ring), (3, PAPER)):
+            size = (CELL[0] + 2 * grown, CELL[1] + 2 * grown)
+            strip.paste(colour, (left - grown, top - grown), _rounded(size, RADIUS + grown))
+    strip.paste(ImageOps.fit(picture, CELL, Image.Resampling.LANCZOS), (left, top), _rounded(CELL, RADIUS))
+
+
+def _badge(strip: Image.Image, left: int, top: int, text: str, colour: str) -> None:
+    size = (int(font(16).getlength(text)) + 22, 28)
+    strip.paste(colour, (left + 8, top + 8), _rounded(size, 14))
+    ImageDraw.Draw(strip).text((left + 8 + size[0] / 2, top + 8 + 14), text, fill=WHITE, font=font(16), anchor="mm")
+
+
+@lru_cache(maxsize=64)
+def _rounded(size: tuple[int, int], radius: int) -> Image.Image:
+    mask = Image.new("L", (size[0] * _SCALE, size[1] * _SCALE), 0)
+    box = (0, 0, mask.width - 1, mask.height - 1)
+    ImageDraw.Draw(mask).rounded_rectangle(box, radius * _SCALE, fill=255)
+    return mask.resize(size, Image.Resampling.LANCZOS)
+
+
+@lru_cache(maxsize=16)
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own font: there on every machine, Latin letters only (the page shows other scripts)."""
+    return ImageFont.load_default(size)
+
+
+def wrap(text: str, size: int, width: float, max_lines: int) -> list[str]:
+    """Breaks text at spaces to lines of at most `width` pixels; what does not fit ends in an ellipsis."""
+    lines, words = [], text.split()
+    while words and len(lines) < max_lines:
+        count = 1
+        while count < len(words) and font(size).getlength(" ".join(words[: count + 1])) <= width:
+            count += 1
+        if len(lines) == max_lines - 1:
+            count = len(words)
+        lines.append(_fit(" ".join(words[:count]), size, width))
+        words = words[count:]
+    return lines
+
+
+def _fit(text: str, size: int, width: float) -> str:
+    if font(size).getlength(text) <= width:
+        return text
+    while text and font(size).getlength(text + "...") > width:
+        text = text[:-1]
+    return text.rstrip() + "..."

@@ -1,0 +1,79 @@
+"""What run_retrieval.py asks of a model: sentences in, rankings out. Each kind of model brings its own `Retriever`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+
+from imagedex.retrieval.encode import encode_texts
+from imagedex.retrieval.rankings import Ranking, short_float
+from imagedex.retrieval.search import ranks_by_blocks, top_k
+
+
+class Retriever(ABC):
+    """A model over one gallery.
+
+    Attributes:
+        name: the model as the user named it, for headings.
+        image_ids: the gallery.
+    """
+
+    def __init__(self, name: str, image_ids: Sequence[str]):
+        self.name = name
+        self.image_ids = list(image_ids)
+
+    @abstractmethod
+    def search(self, queries: Sequence[str], k: int, targets: Sequence[str] | None = None) -> list[Ranking]:
+        """The k best pictures of each query (fewer when the gallery has fewer).
+
+        Args:
+            targets: the right pictures' image_ids, all of them in the gallery. With them each ranking has its `rank`:
+                the place in the whole gallery where the model can tell it, else in the list it gave (`rank_from_list`).
+        """
+
+
+class VectorRetriever(Retriever):
+    """A dual encoder and the unit vectors of the gallery; exact search by cosine.
+
+    Args:
+        model, tokenizer: see `encode_texts`.
+        vectors: (N, D) float32 unit vectors, in the order of `image_ids`.
+        device: where the texts are encoded and the vectors are searched.
+        text_kwargs: for the tokenizer call, see `encode_texts`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image_ids: Sequence[str],
+        vectors: torch.Tensor,
+        model,
+        tokenizer,
+        device: str | torch.device = "cpu",
+        batch_size: int = 256,
+        text_kwargs: dict | None = None,
+        progress: bool = False,
+    ):
+        super().__init__(name, image_ids)
+        if len(vectors) != len(self.image_ids):
+            raise ValueError(f"{len(vectors)} vectors for {len(self.image_ids)} pictures")
+        self.model, self.tokenizer = model, tokenizer
+        self.device, self.batch_size, self.text_kwargs, self.progress = torch.device(device), batch_size, text_kwargs, progress
+        # scores are computed in float64, which Apple's GPUs do not have
+        self.vectors = vectors.to("cpu" if self.device.type == "mps" else self.device)
+
+    def search(self, queries: Sequence[str], k: int, targets: Sequence[str] | None = None) -> list[Ranking]:
+        asked = encode_texts(
+            self.model, self.tokenizer, queries, self.batch_size, self.device, self.progress, self.text_kwargs
+        ).to(self.vectors.device)
+        scores, rows = top_k(asked, self.vectors, k)
+        rankings = [
+            Ranking(query, [self.image_ids[row] for row in found], [short_float(score) for score in own])
+            for query, found, own in zip(queries, rows.tolist(), scores.tolist(), strict=True)
+        ]
+        if targets is not None:
+            row_of = {image_id: row for row, image_id in enumerate(self.image_ids)}
+            ranks = ranks_by_blocks(asked, self.vectors, [row_of[target] for target in targets])
+            for ranking, target, rank in zip(rankings, targets, ranks.tolist(), strict=True):
+                ranking.target, ranking.rank = target, rank
+        return rankings

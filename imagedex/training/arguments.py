@@ -1,0 +1,140 @@
+"""Arguments of the training scripts, in groups. TrainingArguments of transformers come beside them."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+
+def argument(help: str, default=None, **kwargs):
+    """A dataclass field with its help text. A mutable default is copied."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help, **kwargs})
+    return field(default=default, metadata={"help": help, **kwargs})
+
+
+def read_config(name: str, value):
+    """A tower's configuration as a mapping (from a recipe) or JSON text (from the command line); None stays None."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--{name} is not valid JSON ({error}); give a mapping with its model_type") from None
+    if value is not None and (not isinstance(value, dict) or "model_type" not in value):
+        raise ValueError(f"--{name} must be a mapping with a model_type, for example {{'model_type': 'vit'}}")
+    return value
+
+
+@dataclass
+class DataArguments:
+    """Which pictures and captions, and what is held out."""
+
+    _argument_group_name = "data"
+
+    dataset_name: str | None = argument(
+        "Hub id, built-in name (shape_scenes), or a folder; its form is recognised and said."
+    )
+    dataset_config_name: str | None = argument("Configuration of the dataset (for shape_scenes: how many scenes).")
+    train_file: str | None = argument("CSV, JSONL or Parquet of pictures and captions to train on.")
+    validation_file: str | None = argument("The same, to evaluate on.")
+    image_dir: str | None = argument("Root of the pictures that train_file and validation_file name.")
+    image_column: str | None = argument("Column with the picture; found by itself when there is one candidate.")
+    caption_column: str | None = argument("Column with the caption or the list of captions; found likewise.")
+    held_out_captions_per_image: int = argument("Keep this many captions of each picture for evaluation.", 0)
+    held_out_images: float = argument("Keep all captions of this fraction of the pictures for evaluation.", 0.0)
+    split_seed: int = argument("Seed of the hash that decides what is held out; the same in every script.", 0)
+    eval_gallery: Literal["all", "held_out"] = argument(
+        "Search all pictures, or with held_out_images only those.", "all"
+    )
+    max_train_samples: int | None = argument("Train on the captions of only this many pictures.")
+    max_eval_samples: int | None = argument(
+        "Evaluate on the captions of only this many pictures (the gallery stays whole)."
+    )
+    unreadable_images: Literal["error", "skip"] = argument(
+        "A picture that cannot be read: stop, or leave it out and say so.", "error"
+    )
+    preprocessing_num_workers: int | None = argument("Processes that check, decode and tokenise before training.")
+    max_text_length: int = argument("Longest caption in tokens; longer ones are cut, and counted in the log.", 75)
+    image_size: int | None = argument(
+        "Side in pixels pictures are resized to when the vision tower starts from scratch."
+    )
+    keep_pixels: bool = argument(
+        "Decode and resize every picture once and keep the bytes, instead of each time it is seen.", False
+    )
+
+
+@dataclass
+class ModelArguments:
+    """Where the model comes from. Without a name, it is built from towers, each pretrained or from a config."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = argument("A trained model to go on from, a folder or a Hub id.")
+    config_name: str | None = argument("A model config to start from scratch with, a folder or a Hub id.")
+    tokenizer_name: str | None = argument("Tokenizer; by default the text tower's, or one trained on the captions.")
+    tokenizer_vocab_size: int = argument("Vocabulary of a tokenizer trained on the captions.", 4000)
+    vision_model_name_or_path: str | None = argument("Pretrained vision tower, a folder or a Hub id.")
+    vision_config: str | None = argument(
+        "Vision tower from scratch: a mapping with model_type (JSON on the command line)."
+    )
+    image_processor_name: str | None = argument("Image processor; by default the vision tower's.")
+
+    def __post_init__(self):
+        self.vision_config = read_config("vision_config", self.vision_config)
+
+
+@dataclass
+class XMatchingArguments:
+    """The dual encoder. What is left out keeps the value of the model's config (Maria's, when it is a new model)."""
+
+    _argument_group_name = "dual encoder"
+
+    text_model_name_or_path: str | None = argument("Pretrained text tower, a folder or a Hub id.")
+    text_config: str | None = argument("Text tower from scratch: a mapping with model_type (JSON on the command line).")
+    text_pooling: Literal["first", "mean"] | None = argument("First token, or the mean over tokens.")
+    text_pooling_layers: int | None = argument("How many of the last layers are concatenated.")
+    vision_pooling: Literal["pooler", "first", "mean"] | None = argument(
+        "The tower's pooled output, first token, or mean."
+    )
+    text_head: Literal["mlp", "linear", "none"] | None = argument("Head on the pooled text state.")
+    vision_head: Literal["mlp", "linear", "none"] | None = argument("Head on the pooled image state.")
+    head_hidden_sizes: list[int] | None = argument("Widths of the hidden layers of an mlp head.")
+    head_dropout: float | None = argument("Dropout after each hidden layer of a head.")
+    projection_dim: int | None = argument("Width of the embedding.")
+    freeze_text_tower: bool | None = argument("Leave the text tower as it is.")
+    freeze_vision_tower: bool | None = argument("Leave the vision tower as it is.")
+    loss_type: Literal["paired_hinge", "info_nce"] | None = argument("Loss, see modeling/losses.py.")
+    loss_margin: float | None = argument("Margin of the hinge losses, in cosine.")
+    loss_reduction: Literal["mean", "sum"] | None = argument("Average or sum of the hinge terms.")
+    mask_same_image: bool | None = argument("Captions of the same picture are not each other's negatives.")
+    logit_scale_init: float | None = argument("Start of the learned inverse temperature.")
+
+    def __post_init__(self):
+        self.text_config = read_config("text_config", self.text_config)
+
+    def config_fields(self) -> dict:
+        """The fields of XMatchingConfig that were given."""
+        towers = ("text_model_name_or_path", "text_config")
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k not in towers}
+
+
+@dataclass
+class XMatchingTrainingArguments(TrainingArguments):
+    """TrainingArguments plus what only the dual encoder's training knows."""
+
+    remove_unused_columns: bool = argument("Kept false: the batch is made by our collator.", False)
+    text_learning_rate: float | None = argument("Learning rate of the text tower; by default learning_rate.")
+    vision_learning_rate: float | None = argument("Learning rate of the vision tower; by default learning_rate.")
+    compare_with_baselines: bool = argument(
+        "Also answer the evaluation captions with BM25 and with mean caption vectors, from the training captions.",
+        False,
+    )
+    baseline_text_encoder: str | None = argument(
+        "Encoder of the caption vectors; by default the pretrained text tower."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.label_names = ["image_ids"]

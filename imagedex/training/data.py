@@ -1,0 +1,169 @@
+"""From a corpus to batches: pictures as pixels, captions as tokens, rows of both as a batch of tensors."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, Value
+
+from imagedex.corpora import RetrievalSplits, flatten_captions, load_corpus, split_corpus
+from imagedex.training.arguments import DataArguments
+
+logger = logging.getLogger(__name__)
+
+
+def load_splits(data: DataArguments) -> RetrievalSplits:
+    """The corpus that the arguments name, split as they say. Raises `UserError`."""
+    corpus = load_corpus(
+        data.dataset_name,
+        data.dataset_config_name,
+        train_file=data.train_file,
+        validation_file=data.validation_file,
+        image_dir=data.image_dir,
+        image_column=data.image_column,
+        caption_column=data.caption_column,
+        unreadable_images=data.unreadable_images,
+        num_proc=data.preprocessing_num_workers,
+    )
+    return split_corpus(
+        corpus,
+        held_out_captions_per_image=data.held_out_captions_per_image,
+        held_out_images=data.held_out_images,
+        split_seed=data.split_seed,
+        eval_gallery=data.eval_gallery,
+        max_train_samples=data.max_train_samples,
+        max_eval_samples=data.max_eval_samples,
+    )
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Row -> {"pixel_values": (3, height, width) uint8}; normalised in the collator, when the batch is one tensor.
+
+    Args:
+        gallery: a corpus split, one row a picture.
+        image_processor: resizes and crops as it says.
+        keep: resize every picture once with `datasets.map` (parallel, cached on disk) and read bytes from then on.
+    """
+
+    def __init__(self, gallery: Dataset, image_processor, keep: bool = False, num_proc: int | None = None):
+        self.image_processor = image_processor
+        self.rows = gallery.select_columns(["image"])
+        self.shape = None
+        if keep:
+            self.shape = self._resize([self.rows[0]["image"]])[0].shape
+            self.rows = self.rows.map(
+                lambda batch: {"pixels": [pixels.tobytes() for pixels in self._resize(batch["image"])]},
+                batched=True,
+                batch_size=64,
+                num_proc=num_proc,
+                remove_columns=["image"],
+                features=Features({"pixels": Value("binary")}),
+                desc="Resizing pictures",
+            )
+
+    def _resize(self, images) -> np.ndarray:
+        images = [image.convert("RGB") for image in images]
+        pixels = self.image_processor(images=images, do_rescale=False, do_normalize=False, return_tensors="np")
+        return pixels["pixel_values"].astype(np.uint8, copy=False)  # (B, 3, height, width)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict:
+        if self.shape is None:
+            pixels = self._resize([self.rows[row]["image"]])[0]
+        else:
+            pixels = np.frombuffer(self.rows[row]["pixels"], dtype=np.uint8).reshape(self.shape)
+        return {"pixel_values": torch.tensor(pixels)}
+
+
+def tokenize_captions(split: Dataset, tokenizer, max_length: int, num_proc: int | None = None) -> Dataset:
+    """One row a caption: image_row, image_id, caption and the tokenizer's columns. Captions that are cut are counted aloud."""
+
+    def tokenize(batch):
+        encoded = dict(tokenizer(batch["caption"], truncation=True, max_length=max_length))
+        whole = tokenizer(batch["caption"], truncation=False, verbose=False)["input_ids"]
+        encoded["was_cut"] = [len(ids) > max_length for ids in whole]
+        return encoded
+
+    rows = flatten_captions(split)
+    rows = rows.map(tokenize, batched=True, num_proc=num_proc, desc="Tokenising captions")
+    cut = int(np.sum(rows["was_cut"]))
+    if cut:
+        logger.warning("%d of %d captions are longer than %d tokens and were cut", cut, len(rows), max_length)
+    return rows.remove_columns("was_cut")
+
+
+@dataclass
+class RetrievalEvaluation:
+    """What is asked and what can be found.
+
+    captions: tokenised rows, one a caption; pictures: the gallery; targets (captions,): the right picture's row in it.
+    """
+
+    captions: Dataset
+    pictures: Pictures
+    targets: np.ndarray
+
+    def __len__(self):
+        return len(self.captions)
+
+
+def gallery_rows(gallery: Dataset, image_ids: list[str]) -> np.ndarray:
+    """(len(image_ids),) int64: the row of each image_id in the gallery."""
+    row_of = {image_id: row for row, image_id in enumerate(gallery["image_id"])}
+    return np.array([row_of[image_id] for image_id in image_ids], dtype=np.int64)
+
+
+class CaptionPairs(torch.utils.data.Dataset):
+    """Item i: the tokens of caption i, the pixels of its picture, and `image_ids`, the picture's row."""
+
+    def __init__(self, captions: Dataset, pictures: Pictures):
+        self.captions, self.pictures = captions.remove_columns(["image_id", "caption"]), pictures
+
+    def __len__(self):
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> dict:
+        tokens = self.captions[index]
+        row = tokens.pop("image_row")
+        return tokens | self.pictures[row] | {"image_ids": row}
+
+
+@dataclass
+class Collator:
+    """Rows -> a batch: captions padded by the tokenizer, pixels rescaled and normalised as the image processor says.
+
+    Takes rows of captions, of pictures, or of both. Gives input_ids, attention_mask (B, T), pixel_values
+    (B, 3, height, width) float32 and image_ids (B,) int64, each where the rows have it.
+    """
+
+    tokenizer: object
+    image_processor: object
+
+    def token_columns(self, captions: Dataset) -> list[str]:
+        return [name for name in self.tokenizer.model_input_names if name in captions.column_names]
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = {}
+        tokens = [{name: row[name] for name in self.tokenizer.model_input_names if name in row} for row in rows]
+        if tokens[0]:
+            batch |= self.tokenizer.pad(tokens, return_tensors="pt")
+        if "pixel_values" in rows[0]:
+            batch["pixel_values"] = self.normalize(torch.stack([row["pixel_values"] for row in rows]))
+        if "image_ids" in rows[0]:
+            batch["image_ids"] = torch.tensor([row["image_ids"] for row in rows])
+        return batch
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, height, width) uint8 -> float32."""
+        pixels, processor = pixels.float(), self.image_processor
+        if processor.do_rescale:
+            pixels = pixels * processor.rescale_factor
+        if processor.do_normalize:
+            mean, std = (
+                torch.tensor(values).view(1, 3, 1, 1) for values in (processor.image_mean, processor.image_std)
+            )
+            pixels = (pixels - mean) / std
+        return pixels

@@ -1,0 +1,114 @@
+"""The life of a training run: its folder, logging, resuming, what is switched off when nothing is held out, its last line."""
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+import datasets
+import transformers
+from transformers import TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from imagedex.cli import check_output_dir, write_atomically
+from imagedex.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+RECORD = "run_arguments.json"
+
+# What may differ between a run and its continuation: where it writes and reports, and how many helpers it has.
+MAY_DIFFER = {
+    "output_dir", "resume_from_checkpoint", "report_to", "run_name", "project", "trackio_space_id", "disable_tqdm",
+    "log_level", "log_level_replica", "log_on_each_node", "logging_steps", "logging_strategy", "logging_first_step",
+    "logging_nan_inf_filter", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
+    "dataloader_prefetch_factor", "preprocessing_num_workers", "push_to_hub", "hub_model_id", "hub_strategy", "hub_token",
+    "hub_private_repo", "hub_always_push", "hub_revision", "save_total_limit", "local_rank", "ddp_backend",
+}  # fmt: skip
+
+
+def setup_logging(args: TrainingArguments) -> None:
+    """Our log lines on the main process at INFO, the libraries' at WARNING."""
+    main_process = args.process_index == 0
+    logging.basicConfig(format="%(levelname).1s %(message)s", handlers=[logging.StreamHandler(sys.stdout)], force=True)
+    logging.getLogger().setLevel(logging.WARNING)
+    for name in ("imagedex", "__main__"):
+        logging.getLogger(name).setLevel(logging.INFO if main_process else logging.ERROR)
+    transformers.logging.set_verbosity_warning()
+    datasets.utils.logging.set_verbosity_warning()
+    if not main_process or args.disable_tqdm:
+        datasets.disable_progress_bars()
+
+
+class Run:
+    """One output folder and the arguments that belong to it.
+
+    Made before anything is loaded: refuses a folder it cannot write or that holds a run with other arguments. Nothing is
+    written before `begin()`, which a script calls once data and model are known to be good.
+    """
+
+    def __init__(self, args: TrainingArguments, *argument_groups):
+        if not (args.do_train or args.do_eval):
+            raise UserError("nothing to do: give --do_train, --do_eval or both")
+        self.args = args
+        values = args.to_dict()
+        for group in argument_groups:
+            values |= dataclasses.asdict(group)
+        self.arguments = {name: value for name, value in values.items() if name not in MAY_DIFFER}
+        self.folder = check_output_dir(args.output_dir, self.arguments, RECORD)
+        self.checkpoint = self._checkpoint()
+        set_seed(args.seed)
+
+    def _checkpoint(self) -> str | None:
+        given = self.args.resume_from_checkpoint
+        if given and str(given).lower() not in ("true", "1"):
+            if not os.path.isdir(given):
+                raise UserError(f"--resume_from_checkpoint {given}: there is no such folder")
+            return given
+        found = get_last_checkpoint(str(self.folder)) if self.folder.is_dir() else None
+        if given and not found:
+            raise UserError(f"--resume_from_checkpoint: {self.folder} holds no checkpoint")
+        if found:
+            logger.info("going on from %s", found)
+        return found
+
+    def begin(self) -> None:
+        if self.args.process_index == 0:
+            write_atomically(
+                self.folder / RECORD, json.dumps(self.arguments, indent=2, sort_keys=True, default=str) + "\n"
+            )
+
+
+def without_evaluation(args: TrainingArguments) -> None:
+    """Nothing is held out: evaluation and the choice of a best model are off, whatever the recipe says."""
+    if args.do_eval or args.eval_strategy != "no" or args.load_best_model_at_end:
+        logger.warning("nothing is held out: evaluation and the choice of the best checkpoint are off")
+    args.do_eval, args.load_best_model_at_end, args.metric_for_best_model = False, False, None
+    args.eval_strategy = transformers.IntervalStrategy.NO
+    if args.save_strategy == transformers.trainer_utils.SaveStrategy.BEST:
+        args.save_strategy = transformers.trainer_utils.SaveStrategy.EPOCH
+
+
+def check_batches(args: TrainingArguments, loss_type: str, num_captions: int) -> None:
+    """A batch must fit the loss and the corpus. Raises `UserError`."""
+    if not args.do_train:
+        return
+    size = args.train_batch_size
+    if loss_type == "paired_hinge" and size % 2:
+        raise UserError(f"the paired hinge loss needs an even batch; --per_device_train_batch_size is {size}")
+    if loss_type == "paired_hinge":
+        args.dataloader_drop_last = True  # the last batch may be odd
+    whole = size * args.world_size
+    if args.dataloader_drop_last and num_captions < whole:
+        raise UserError(
+            f"{num_captions} training captions do not fill one batch of {whole}; lower --per_device_train_batch_size"
+        )
+    left_over = num_captions % whole
+    if args.dataloader_drop_last and left_over:
+        logger.info(
+            "each epoch leaves out %d of %d captions, others each time: the last batch is not full",
+            left_over,
+            num_captions,
+        )

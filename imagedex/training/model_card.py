@@ -1,0 +1,118 @@
+"""A model's card, filled from the run that made it."""
+
+import importlib.metadata
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from imagedex.cli import write_atomically
+from imagedex.corpora import RetrievalSplits
+from imagedex.training.arguments import DataArguments
+
+TEMPLATES = Path(__file__).parents[2] / "model_cards"
+HYPERPARAMETERS = (
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size",
+    "learning_rate", "text_learning_rate", "vision_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
+    "max_grad_norm", "optim", "bf16", "seed",
+)  # fmt: skip
+FIGURES = ("hits@1", "hits@5", "hits@10", "mrr", "median_rank")
+
+
+@dataclass
+class CardFacts:
+    """What a card says of the run: the corpus and its figures ("eval_..." as Trainer names them; none: nothing held out)."""
+
+    corpus: str
+    train_pictures: int
+    train_captions: int
+    held_out: str
+    metrics: dict = field(default_factory=dict)
+    baselines: dict = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, splits: RetrievalSplits, data: DataArguments) -> "CardFacts":
+        captions = sum(len(captions) for captions in splits.train["captions"])
+        if splits.evaluation is None:
+            held_out = "Nothing was held out."
+        elif data.held_out_captions_per_image:
+            held_out = f"{data.held_out_captions_per_image} caption(s) of each picture were held out; all pictures were trained."
+        elif data.held_out_images:
+            held_out = f"All captions of {data.held_out_images:.0%} of the pictures were held out."
+        else:
+            held_out = "Evaluated on the corpus's own split."
+        name = data.dataset_name or data.train_file
+        return cls(Path(name).name if Path(name).exists() else name, len(splits.train), captions, held_out)
+
+
+def rate_rows(facts: CardFacts) -> dict[str, dict]:
+    """The model's figures in both directions, then the baselines'."""
+    rows = {}
+    for name, prefix in (("sentence → picture", "eval_"), ("picture → sentence", "eval_image_to_text_")):
+        row = {figure: facts.metrics[prefix + figure] for figure in FIGURES if prefix + figure in facts.metrics}
+        if row:
+            rows[name] = row
+    return rows | facts.baselines
+
+
+def tower_name(config) -> str:
+    name = getattr(config, "_name_or_path", "")
+    return (
+        f"{config.model_type} (`{Path(name).name if Path(name).is_absolute() else name}`)"
+        if name
+        else config.model_type
+    )
+
+
+def write_model_card(path: Path | str, template: str, model, args, facts: CardFacts) -> None:
+    """Renders `model_cards/<template>.md` to `path`.
+
+    Args: model, a PreTrainedModel; args, its TrainingArguments; facts, what the run measured.
+    """
+    model_id = args.hub_model_id or Path(args.output_dir).resolve().name
+    config = model.config
+    results = [
+        EvalResult(
+            task_type="image-text-retrieval",
+            dataset_type="imagefolder",
+            dataset_name=facts.corpus,
+            metric_type=figure,
+            metric_name=figure,
+            metric_value=round(facts.metrics[f"eval_{figure}"], 4),
+        )
+        for figure in FIGURES
+        if f"eval_{figure}" in facts.metrics
+    ]
+    data = ModelCardData(
+        model_name=model_id.split("/")[-1],
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        tags=["imagedex", config.model_type, "image-retrieval", "text-to-image-retrieval"],
+        **({"eval_results": results} if results else {}),
+    )
+    parameters = list(model.parameters())
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATES / f"{template}.md"),
+        model_name=model_id.split("/")[-1],
+        model_id=model_id,
+        config=config,
+        text_tower=tower_name(config.text_config),
+        vision_tower=tower_name(config.vision_config),
+        parameters=f"{sum(p.numel() for p in parameters):,}",
+        trained_parameters=f"{sum(p.numel() for p in parameters if p.requires_grad):,}",
+        hyperparameters={
+            name: getattr(args, name, None) for name in HYPERPARAMETERS if getattr(args, name, None) is not None
+        },
+        rows=rate_rows(facts),
+        queries=facts.metrics.get("eval_queries"),
+        gallery_size=facts.metrics.get("eval_gallery_size"),
+        compared=bool(facts.baselines),
+        versions=", ".join(
+            f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "torch", "datasets")
+        ),
+        **{
+            name: getattr(facts, name) for name in ("corpus", "train_pictures", "train_captions", "held_out", "metrics")
+        },
+    )
+    write_atomically(path, str(card))

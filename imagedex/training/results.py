@@ -1,0 +1,74 @@
+"""What a finished run leaves: the model, its card, the questions it was judged by, a table, and one last line."""
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+from transformers import Trainer
+
+from imagedex.cli import write_atomically
+from imagedex.corpora import RetrievalSplits
+from imagedex.training.model_card import FIGURES, CardFacts, rate_rows
+
+QUERIES = "eval_queries.csv"
+BASELINES = "baselines.json"
+
+
+def texts(splits: RetrievalSplits) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
+    """(trained captions by image_id, the questions as (caption, image_id))."""
+    trained = dict(zip(splits.train["image_id"], splits.train["captions"], strict=True))
+    rows = zip(splits.evaluation["image_id"], splits.evaluation["captions"], strict=True)
+    return trained, [(caption, image_id) for image_id, captions in rows for caption in captions]
+
+
+def write_queries(path: Path, queries: list[tuple[str, str]]) -> None:
+    """CSV of `caption,image`, as run_retrieval.py reads it."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["caption", "image"])
+    writer.writerows(queries)
+    write_atomically(path, buffer.getvalue())
+
+
+def table(rows: dict[str, dict], columns) -> str:
+    """Rows of figures as aligned text: rates with three decimals, other numbers as they are."""
+
+    def cell(column, value):
+        return f"{value:.3f}" if "@" in column or column == "mrr" else f"{value:g}"
+
+    cells = [["", *columns], *([name, *(cell(c, figures[c]) for c in columns)] for name, figures in rows.items())]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = (
+        [text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
+        for row in cells
+    )
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def relative(path: Path | str) -> str:
+    """The path as a person would type it from here."""
+    path = Path(path).resolve()
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def finish(trainer: Trainer, splits: RetrievalSplits, facts: CardFacts) -> None:
+    """Writes model, card, questions and baselines, prints the table and where everything is; pushes where asked."""
+    args, folder = trainer.args, Path(trainer.args.output_dir)
+    if args.do_train:
+        trainer.save_model()
+        trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        if splits.evaluation is not None:
+            write_queries(folder / QUERIES, texts(splits)[1])
+        if facts.baselines:
+            write_atomically(folder / BASELINES, json.dumps(facts.baselines, indent=2) + "\n")
+        if facts.metrics:
+            queries, gallery = facts.metrics["eval_queries"], facts.metrics["eval_gallery_size"]
+            print(f"\n{queries} held-out captions, a gallery of {gallery} pictures\n")
+            print(table(rate_rows(facts), FIGURES) + "\n")
+        made = "model, processor, code and card" if args.do_train else "figures"
+        print(f"{made}: {relative(folder)}")
+    if args.push_to_hub:
+        trainer.push_to_hub()

@@ -1,0 +1,138 @@
+"""Builds the dual encoder and its processor from the arguments: a trained model, or two towers, each pretrained or new."""
+
+import logging
+import os
+
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig, ViTImageProcessorPil
+from transformers.utils import logging as hf_logging
+
+from configuration.configuration_xmatching import XMatchingConfig
+from imagedex.cli import suggestion
+from imagedex.errors import UserError
+from imagedex.training.arguments import ModelArguments, XMatchingArguments
+from imagedex.training.tokenizer import train_tokenizer
+from modeling.modeling_xmatching import XMatchingModel
+from modeling.processing_xmatching import XMatchingProcessor
+
+logger = logging.getLogger(__name__)
+
+
+def from_hub(loader, name: str, argument: str, **kwargs):
+    """`loader(name)`; a name that cannot be loaded is the user's mistake, said with the argument it came from."""
+    if os.sep in name and not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise UserError(f"--{argument} {name}: there is no such folder")
+    try:
+        return loader(name, **kwargs)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--{argument} {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+
+
+def build_tower_config(value: dict | None, argument: str, **overrides):
+    """A mapping with model_type -> the configuration object; overrides fill what the mapping leaves open."""
+    if value is None:
+        return None
+    fields = {name: field for name, field in value.items() if name != "model_type"}
+    try:
+        default = AutoConfig.for_model(value["model_type"])
+        known = default.to_dict().keys() | default.attribute_map.keys()
+        for name in fields:
+            if name not in known:  # transformers would keep it as an attribute that nothing reads
+                raise UserError(
+                    f"--{argument}: a {value['model_type']} config has no {name!r}{suggestion(name, known)}"
+                )
+        return AutoConfig.for_model(value["model_type"], **{k: v for k, v in overrides.items() if k in known} | fields)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"--{argument}: {' '.join(str(error).split())[:300]}") from error
+
+
+def check_towers(model: ModelArguments, xmatching: XMatchingArguments) -> None:
+    """Each tower must come from exactly one place."""
+    if model.model_name_or_path or model.config_name:
+        given = [
+            name
+            for name, value in {
+                "text_model_name_or_path": xmatching.text_model_name_or_path,
+                "text_config": xmatching.text_config,
+                "vision_model_name_or_path": model.vision_model_name_or_path,
+                "vision_config": model.vision_config,
+            }.items()
+            if value
+        ]
+        if given:
+            whole = "model_name_or_path" if model.model_name_or_path else "config_name"
+            raise UserError(f"--{whole} brings both towers, so --{given[0]} cannot be given with it")
+        return
+    for side, name, config in (
+        ("text", xmatching.text_model_name_or_path, xmatching.text_config),
+        ("vision", model.vision_model_name_or_path, model.vision_config),
+    ):
+        if not name and not config:
+            raise UserError(
+                f"no {side} tower: give --{side}_model_name_or_path (pretrained) or --{side}_config (from scratch)"
+            )
+
+
+def build_processor(model: ModelArguments, xmatching: XMatchingArguments, image_size, captions) -> XMatchingProcessor:
+    """Tokenizer and image processor of the towers; where a tower is new, a tokenizer trained on the captions and plain
+    resizing to `image_size` (or the size in vision_config)."""
+    whole = model.model_name_or_path
+    tokenizer_name = model.tokenizer_name or whole or xmatching.text_model_name_or_path
+    if tokenizer_name:
+        argument = next(
+            name
+            for name in ("tokenizer_name", "model_name_or_path", "text_model_name_or_path")
+            if getattr(model, name, None) == tokenizer_name or getattr(xmatching, name, None) == tokenizer_name
+        )
+        tokenizer = from_hub(AutoTokenizer.from_pretrained, tokenizer_name, argument)
+    else:
+        tokenizer = train_tokenizer(captions, model.tokenizer_vocab_size)
+    processor_name = model.image_processor_name or whole or model.vision_model_name_or_path
+    if processor_name:
+        image_processor = from_hub(AutoImageProcessor.from_pretrained, processor_name, "image_processor_name")
+    else:
+        side = image_size or (model.vision_config or {}).get("image_size") or 224
+        image_processor = ViTImageProcessorPil(size={"height": side, "width": side})
+    return XMatchingProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def build_model(model: ModelArguments, xmatching: XMatchingArguments, processor: XMatchingProcessor) -> XMatchingModel:
+    """The model in the processor's sizes. Raises `UserError` for a checkpoint of another kind or sizes that do not fit."""
+    fields = xmatching.config_fields()
+    hf_logging.set_verbosity_error()  # the load report lists heads that are new on purpose
+    try:
+        if model.model_name_or_path or model.config_name:
+            argument = "model_name_or_path" if model.model_name_or_path else "config_name"
+            name = model.model_name_or_path or model.config_name
+            found = from_hub(PreTrainedConfig.get_config_dict, name, argument)[0].get("model_type", "nameless")
+            if found != XMatchingConfig.model_type:
+                raise UserError(f"--{argument} {name} is a {found} model; this script trains xmatching models")
+            config = XMatchingConfig.from_pretrained(name, **fields)
+            return (
+                XMatchingModel.from_pretrained(name, config=config)
+                if model.model_name_or_path
+                else XMatchingModel(config)
+            )
+        side = processor.image_processor.size.get("height")
+        sizes = {"image_size": side} if side else {}
+        return XMatchingModel.from_text_vision_pretrained(
+            xmatching.text_model_name_or_path,
+            model.vision_model_name_or_path,
+            text_config=build_tower_config(
+                xmatching.text_config, "text_config", **tokenizer_fields(processor.tokenizer)
+            ),
+            vision_config=build_tower_config(model.vision_config, "vision_config", **sizes),
+            **fields,
+        )
+    except (ValueError, OSError) as error:
+        raise UserError(" ".join(str(error).split())[:400]) from error
+    finally:
+        hf_logging.set_verbosity_warning()
+
+
+def tokenizer_fields(tokenizer) -> dict:
+    """What a new text tower's config takes from the tokenizer."""
+    return {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }

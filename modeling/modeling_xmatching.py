@@ -1,0 +1,297 @@
+"""XMatchingModel: a sentence vector and an image vector, compared.
+
+    sentence -> text tower -> last k layers concatenated -> pooled -> head -> L2 \
+                                                                                 > cosine
+    picture  -> vision tower ---------------------------> pooled -> head -> L2 /
+
+The sentence-level form of Vokenization's cross-modal matching (2010.06775) that Maria (2105.13073) retrieves with.
+"""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+
+from .configuration_xmatching import XMatchingConfig
+from .losses import info_nce_loss, paired_hinge_loss
+
+MAX_LOGIT_SCALE = 100.0  # CLIP's bound (2103.00020, section 2.5): a sharper softmax makes training unstable
+
+
+@dataclass
+class XMatchingOutput(ModelOutput):
+    """
+    loss (scalar, when `return_loss`): the loss named by `config.loss_type`.
+    logits_per_image (image batch, text batch): cosine, times the learned scale where the loss has one.
+    logits_per_text (text batch, image batch): its transpose.
+    text_embeds (text batch, projection_dim), image_embeds (image batch, projection_dim): L2-normalised.
+    text_model_output, vision_model_output: what `get_text_features` and `get_image_features` returned.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits_per_image: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self):
+        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
+
+
+class Head(nn.Module):
+    """Pooled tower state (B, width) -> embedding (B, projection_dim). ReLU and dropout after each hidden layer, as in Maria."""
+
+    def __init__(self, kind: str, width: int, hidden_sizes: list[int], dropout: float, projection_dim: int):
+        super().__init__()
+        if kind == "none" and width != projection_dim:
+            raise ValueError(
+                f"without a head the pooled width is the embedding's: {width} here, but projection_dim is {projection_dim}"
+            )
+        sizes = {"none": [], "linear": [projection_dim], "mlp": [*hidden_sizes, projection_dim]}[kind]
+        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in zip([width, *sizes], sizes, strict=False))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        for depth, layer in enumerate(self.layers):
+            if depth > 0:
+                pooled = self.dropout(F.relu(pooled))
+            pooled = layer(pooled)
+        return pooled
+
+
+def tower_class(config):
+    """(auto class, keywords) that build a tower: the encoder alone of an encoder-decoder (T5), no unused pooling layer."""
+    for auto_class in (AutoModelForTextEncoding, AutoModel):
+        model_class = auto_class._model_mapping.get(type(config), None)
+        if model_class is not None:
+            unused_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+            return auto_class, {"add_pooling_layer": False} if unused_pooler else {}
+    return AutoModel, {}  # a class with code of its own
+
+
+def build_tower(config) -> PreTrainedModel:
+    """A tower with random weights."""
+    auto_class, kwargs = tower_class(config)
+    return auto_class.from_config(config, **kwargs)
+
+
+def load_tower(name_or_path: str, part: str) -> PreTrainedModel:
+    """A pretrained tower; `part` ("text_config" or "vision_config") says which half of a two-tower model (CLIP) to take."""
+    config = AutoConfig.from_pretrained(name_or_path)
+    config = getattr(config, part, config)
+    auto_class, kwargs = tower_class(config)
+    return auto_class.from_pretrained(name_or_path, config=config, **kwargs)
+
+
+def tower_width(tower: PreTrainedModel) -> int:
+    """Channels of the tower's last state."""
+    if hasattr(tower, "timm_model"):
+        return tower.timm_model.num_features
+    sizes = getattr(tower.config, "hidden_sizes", None)  # ResNet, ConvNeXt: one width a stage
+    return sizes[-1] if sizes else tower.config.hidden_size
+
+
+class XMatchingModel(PreTrainedModel):
+    config_class = XMatchingConfig
+    config: XMatchingConfig
+    base_model_prefix = "xmatching"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over this very batch; Trainer must not rescale it
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: XMatchingConfig, text_model=None, vision_model=None):
+        super().__init__(config)
+        self.text_model = text_model if text_model is not None else build_tower(config.text_config)
+        self.vision_model = vision_model if vision_model is not None else build_tower(config.vision_config)
+        # One config object for the tower and for us, so that a change (attention kernel, dtype) reaches both.
+        self.config.text_config, self.config.vision_config = self.text_model.config, self.vision_model.config
+
+        layers = getattr(config.text_config, "num_hidden_layers", None)
+        if layers is not None and config.text_pooling_layers > layers + 1:
+            raise ValueError(
+                f"text_pooling_layers={config.text_pooling_layers}, but the text tower has {layers} layers"
+            )
+        head = (config.head_hidden_sizes, config.head_dropout, config.projection_dim)
+        self.text_head = Head(config.text_head, tower_width(self.text_model) * config.text_pooling_layers, *head)
+        self.vision_head = Head(config.vision_head, tower_width(self.vision_model), *head)
+        # log of the inverse temperature; only where the loss learns it, so that every parameter has a gradient
+        self.logit_scale = nn.Parameter(torch.empty(())) if config.loss_type == "info_nce" else None
+
+        self.post_init()
+        self.train(self.training)
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, XMatchingModel):
+            if module.logit_scale is not None:
+                init.constant_(module.logit_scale, float(torch.tensor(self.config.logit_scale_init).log()))
+        elif isinstance(module, nn.Linear):  # the heads; towers initialise themselves
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
+
+    def _towers(self):
+        yield self.config.freeze_text_tower, self.text_model
+        yield self.config.freeze_vision_tower, self.vision_model
+
+    def train(self, mode: bool = True):
+        """As `nn.Module.train`, but a frozen tower stays in evaluation mode: no dropout, no moving batch statistics.
+
+        Its parameters are frozen here too: `from_pretrained` makes parameters anew, all of them trainable, and ends in `eval()`.
+        """
+        super().train(mode)
+        for frozen, tower in self._towers():
+            if frozen:
+                tower.eval().requires_grad_(False)
+        return self
+
+    def get_text_features(
+        self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args: input_ids (B, T); attention_mask (B, T), 1 for tokens and 0 for padding, all ones when absent.
+        Returns the tower's output with `pooler_output` (B, projection_dim), L2-normalised.
+        """
+        layers = self.config.text_pooling_layers
+        optional = {"token_type_ids": token_type_ids, "position_ids": position_ids}
+        kwargs |= {name: value for name, value in optional.items() if value is not None}
+        keep_states = kwargs.pop("output_hidden_states", False)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_text_tower):
+            output = self.text_model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                output_hidden_states=keep_states or layers > 1,
+                return_dict=True,
+                **kwargs,
+            )
+        states = (
+            torch.cat(output.hidden_states[-layers:], -1) if layers > 1 else output.last_hidden_state
+        )  # (B, T, k*H)
+        if self.config.text_pooling == "first":
+            pooled = states[:, 0]
+        elif attention_mask is None:
+            pooled = states.mean(1)
+        else:
+            weights = attention_mask.to(states.dtype)[..., None]  # (B, T, 1)
+            pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+        return self._features(output, self.text_head(pooled), keep_states)
+
+    def get_image_features(self, pixel_values=None, **kwargs) -> BaseModelOutputWithPooling:
+        """
+        Args: pixel_values (B, 3, height, width).
+        Returns the tower's output with `pooler_output` (B, projection_dim), L2-normalised.
+        """
+        keep_states = kwargs.pop("output_hidden_states", False)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_vision_tower):
+            output = self.vision_model(
+                pixel_values=pixel_values, output_hidden_states=keep_states, return_dict=True, **kwargs
+            )
+        states = output.last_hidden_state  # (B, tokens, H), or a feature map (B, H, height, width)
+        pooled = getattr(output, "pooler_output", None)
+        if self.config.vision_pooling == "mean":
+            pooled = states.mean(1) if states.ndim == 3 else states.mean((2, 3))
+        elif self.config.vision_pooling == "first" or pooled is None:
+            pooled = states[:, 0] if states.ndim == 3 else states.mean((2, 3))
+        return self._features(output, self.vision_head(pooled.flatten(1)), keep_states)
+
+    @staticmethod
+    def _features(output, embeds, keep_states) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(
+            last_hidden_state=output.last_hidden_state,
+            pooler_output=F.normalize(embeds, dim=-1),
+            hidden_states=getattr(output, "hidden_states", None) if keep_states else None,
+            attentions=getattr(output, "attentions", None),
+        )
+
+    def scale(self) -> torch.Tensor | float:
+        """The inverse temperature that multiplies cosines; 1 for losses without one."""
+        return 1.0 if self.logit_scale is None else self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+
+    def compute_loss(self, text_embeds, image_embeds, image_ids=None) -> torch.Tensor:
+        """The loss of `config.loss_type` over a batch of embeddings (B, D); see `losses.py`."""
+        ids = image_ids if self.config.mask_same_image else None
+        if self.config.loss_type == "paired_hinge":
+            margin, reduction = self.config.loss_margin, self.config.loss_reduction
+            return paired_hinge_loss(text_embeds, image_embeds, ids, margin, reduction)
+        return info_nce_loss(text_embeds, image_embeds, ids, self.scale())
+
+    def forward(
+        self,
+        input_ids=None,
+        pixel_values=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        image_ids=None,
+        return_loss=None,
+        return_dict=None,
+        **kwargs,
+    ) -> XMatchingOutput:
+        """
+        Args:
+            input_ids, attention_mask (B, T): captions.
+            pixel_values (B, 3, height, width): row i is the picture of caption i.
+            image_ids (B,) int64: equal for rows that show the same picture.
+            return_loss: True for the loss; by default whether `image_ids` are given.
+
+        One side alone gives that side's embeddings.
+        """
+        text = vision = logits = loss = None
+        if input_ids is not None:
+            text = self.get_text_features(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
+        if pixel_values is not None:
+            vision = self.get_image_features(pixel_values, **kwargs)
+        if text is not None and vision is not None:
+            logits = self.scale() * text.pooler_output @ vision.pooler_output.T  # (text batch, image batch)
+            if return_loss or (return_loss is None and image_ids is not None):
+                loss = self.compute_loss(text.pooler_output, vision.pooler_output, image_ids)
+        output = XMatchingOutput(
+            loss=loss,
+            logits_per_image=None if logits is None else logits.T,
+            logits_per_text=logits,
+            text_embeds=None if text is None else text.pooler_output,
+            image_embeds=None if vision is None else vision.pooler_output,
+            text_model_output=text,
+            vision_model_output=vision,
+        )
+        return output if return_dict is None or return_dict else output.to_tuple()
+
+    @classmethod
+    def from_text_vision_pretrained(
+        cls,
+        text_model_name_or_path=None,
+        vision_model_name_or_path=None,
+        *,
+        text_config=None,
+        vision_config=None,
+        **kwargs,
+    ) -> "XMatchingModel":
+        """Two towers, each pretrained (a name or a folder) or from scratch (a config), and fresh heads.
+
+        Of a two-tower checkpoint (CLIP, SigLIP) the fitting tower is taken. Other keywords are fields of XMatchingConfig.
+        """
+        text = (
+            load_tower(text_model_name_or_path, "text_config") if text_model_name_or_path else build_tower(text_config)
+        )
+        if vision_model_name_or_path:
+            vision = load_tower(vision_model_name_or_path, "vision_config")
+        else:
+            vision = build_tower(vision_config)
+        config = XMatchingConfig(text_config=text.config.to_dict(), vision_config=vision.config.to_dict(), **kwargs)
+        return cls(config, text_model=text, vision_model=vision)
+
+
+XMatchingModel.register_for_auto_class("AutoModel")
+
+__all__ = ["XMatchingModel", "XMatchingOutput"]

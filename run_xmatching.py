@@ -1,0 +1,91 @@
+"""Train and evaluate XMatchingModel, the sentence-image dual encoder.
+
+    accelerate launch run_xmatching.py recipes/quickstart/xmatching.yaml --output_dir runs/xmatching
+    accelerate launch run_xmatching.py recipes/photos/xmatching.yaml \
+        --dataset_name ../my_photos --text_model_name_or_path sentence-transformers/all-MiniLM-L6-v2
+    python run_xmatching.py --model_name_or_path runs/xmatching --dataset_name ../my_photos --held_out_images 0.1 \
+        --do_eval --output_dir runs/evaluation
+
+A recipe comes first, flags override it. See --help for every argument, README.md for recipes and data.
+"""
+
+import logging
+
+import imagedex.cli as cli
+from imagedex.retrieval.baselines import baseline_rows
+from imagedex.training import lifecycle, results
+from imagedex.training.arguments import DataArguments, ModelArguments, XMatchingArguments, XMatchingTrainingArguments
+from imagedex.training.data import (
+    CaptionPairs,
+    Collator,
+    Pictures,
+    RetrievalEvaluation,
+    gallery_rows,
+    load_splits,
+    tokenize_captions,
+)
+from imagedex.training.model_card import CardFacts, write_model_card
+from imagedex.training.towers import build_model, build_processor, check_towers
+from imagedex.training.trainer_xmatching import XMatchingTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv=None):
+    groups = (ModelArguments, XMatchingArguments, DataArguments, XMatchingTrainingArguments)
+    model_args, xmatching_args, data_args, args = cli.parse_arguments(groups, __doc__, argv)
+    lifecycle.setup_logging(args)
+    check_towers(model_args, xmatching_args)
+    run = lifecycle.Run(args, model_args, xmatching_args, data_args)
+
+    # corpus -> splits
+    with args.main_process_first(desc="reading the corpus"):
+        splits = load_splits(data_args)
+    if splits.evaluation is None:
+        lifecycle.without_evaluation(args)
+
+    # captions -> processor -> model
+    captions = [caption for captions in splits.train["captions"] for caption in captions]
+    processor = build_processor(model_args, xmatching_args, data_args.image_size, captions)
+    model = build_model(model_args, xmatching_args, processor)
+    lifecycle.check_batches(args, model.config.loss_type, len(captions))
+
+    # datasets.map -> batches
+    texts = {"max_length": data_args.max_text_length, "num_proc": data_args.preprocessing_num_workers}
+    pixels = {"keep": data_args.keep_pixels, "num_proc": data_args.preprocessing_num_workers}
+    train = evaluation = None
+    with args.main_process_first(desc="preprocessing"):
+        if args.do_train:
+            tokens = tokenize_captions(splits.train, processor.tokenizer, **texts)
+            train = CaptionPairs(tokens, Pictures(splits.train, processor.image_processor, **pixels))
+        if splits.evaluation is not None:
+            asked = tokenize_captions(splits.evaluation, processor.tokenizer, **texts)
+            gallery = Pictures(splits.gallery, processor.image_processor, **pixels)
+            evaluation = RetrievalEvaluation(asked, gallery, gallery_rows(splits.gallery, asked["image_id"]))
+
+    trainer = XMatchingTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        data_collator=Collator(processor.tokenizer, processor.image_processor),
+        processing_class=processor,
+    )
+    facts = CardFacts.of(splits, data_args)
+    trainer.write_card = lambda path: write_model_card(path, "xmatching", model, args, facts)
+    run.begin()
+    if args.do_train:
+        trained = trainer.train(resume_from_checkpoint=run.checkpoint)
+        trainer.save_metrics("train", trained.metrics)
+        trainer.save_state()
+    if args.do_eval:
+        facts.metrics = trainer.evaluate()
+        trainer.save_metrics("eval", facts.metrics)
+    if args.do_eval and args.compare_with_baselines and args.process_index == 0:
+        encoder = args.baseline_text_encoder or xmatching_args.text_model_name_or_path
+        facts.baselines = baseline_rows(*results.texts(splits), encoder, gallery=splits.gallery["image_id"])
+    results.finish(trainer, splits, facts)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,68 @@
+"""What several test files need: tiny towers, a tiny captioned corpus, a way to launch the real command lines."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220), "yellow": (240, 220, 50)}
+TEXT_CONFIG = {
+    "model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+}  # fmt: skip
+VISION_CONFIG = {
+    "model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic",
+}  # fmt: skip
+
+
+@pytest.fixture
+def text_config():
+    return dict(TEXT_CONFIG)
+
+
+@pytest.fixture
+def vision_config():
+    return dict(VISION_CONFIG)
+
+
+@pytest.fixture(scope="session")
+def flickr_folder(tmp_path_factory):
+    """Twelve two-colour pictures with four captions each, laid out as Flickr8k: captions.txt and images/."""
+    folder = tmp_path_factory.mktemp("flickr")
+    (folder / "images").mkdir()
+    rows = []
+    for left, a in COLOURS.items():
+        for right, b in COLOURS.items():
+            if left == right:
+                continue
+            picture = Image.new("RGB", (32, 24), a)
+            picture.paste(b, (16, 0, 32, 24))
+            name = f"{left}_{right}.jpg"
+            picture.save(folder / "images" / name, quality=95)
+            rows += [
+                (name, f"{left} on the left and {right} on the right"),
+                (name, f"the left side is {left} , the right side is {right}"),
+                (name, f"a {left} half next to a {right} half"),
+                (name, f"{left} beside {right}"),
+            ]
+    with open(folder / "captions.txt", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "caption"])
+        writer.writerows(rows)
+    return folder
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """launch("run_x.py", "--flag", ...) -> CompletedProcess, as a user would: a fresh process in an empty folder."""
+
+    def run(script, *arguments, launcher=(sys.executable,), cwd=tmp_path, timeout=300, **env):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+        command = [*launcher, str(ROOT / script), *map(str, arguments)]
+        return subprocess.run(command, cwd=cwd, env=environment | env, capture_output=True, text=True, timeout=timeout)
+
+    return run

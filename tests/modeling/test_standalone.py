@@ -1,0 +1,85 @@
+"""A saved model stands alone: fresh process, another folder, nothing of this repository importable."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import ViTImageProcessorPil
+
+from configuration.configuration_xmatching import XMatchingConfig
+from imagedex.training.tokenizer import train_tokenizer
+from modeling.modeling_xmatching import XMatchingModel
+from modeling.processing_xmatching import XMatchingProcessor
+
+SENTENCES = ["a dog in the snow", "two birds on a wire"]
+
+SCRIPT = """
+import json, os, sys
+import numpy as np, torch
+from PIL import Image
+folder = sys.argv[1]
+for name in ("imagedex", "modeling", "configuration"):
+    try:
+        __import__(name)
+    except ImportError:
+        continue
+    raise SystemExit(f"{name} is importable: this test proves nothing")
+from transformers import AutoConfig, AutoModel, AutoProcessor
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+picture = Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3))
+batch = processor(text=json.loads(sys.argv[2]), images=[picture], padding=True, return_tensors="pt")
+with torch.no_grad():
+    text = model.get_text_features(batch["input_ids"], batch["attention_mask"]).pooler_output
+    image = model.get_image_features(batch["pixel_values"]).pooler_output
+model.save_pretrained("again"); processor.save_pretrained("again")
+again = AutoModel.from_pretrained("again", trust_remote_code=True).eval()
+with torch.no_grad():
+    assert torch.equal(again.get_image_features(batch["pixel_values"]).pooler_output, image)
+AutoProcessor.from_pretrained("again", trust_remote_code=True)
+print(json.dumps({"model_type": config.model_type, "text": text.tolist(), "image": image.tolist(),
+                  "saved": sorted(os.listdir("again")), "frozen": not any(p.requires_grad for p in model.text_model.parameters())}))
+"""
+
+
+def test_a_saved_model_works_without_this_repository(tmp_path, text_config, vision_config):
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(SENTENCES * 3, 60)
+    processor = XMatchingProcessor(image_processor=ViTImageProcessorPil(size={"height": 32, "width": 32}), tokenizer=tokenizer)
+    model = XMatchingModel(
+        XMatchingConfig(
+            text_config=text_config | {"vocab_size": len(tokenizer)},
+            vision_config=vision_config,
+            text_pooling_layers=2,
+            loss_type="info_nce",
+        )
+    ).eval()
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "model"), json.dumps(SENTENCES)],
+        cwd=elsewhere,
+        env={"PATH": "", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+
+    picture = Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3))
+    batch = processor(text=SENTENCES, images=[picture], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")})
+    assert found["model_type"] == "xmatching" and found["frozen"]
+    torch.testing.assert_close(torch.tensor(found["text"]), output.text_embeds)
+    torch.testing.assert_close(torch.tensor(found["image"]), output.image_embeds)
+    code = {"modeling_xmatching.py", "configuration_xmatching.py", "processing_xmatching.py", "losses.py"}
+    assert code <= set(found["saved"])

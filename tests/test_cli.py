@@ -1,0 +1,103 @@
+"""The shared command line: recipes, overrides, and one clear line for each mistake."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from imagedex import cli
+from imagedex.errors import UserError
+
+
+@dataclass
+class Arguments:
+    learning_rate: float = field(default=0.1, metadata={"help": "step"})
+    name: str | None = None
+    sizes: list[int] | None = None
+    loss: Literal["hinge", "nce"] | None = None
+    shuffle: bool = True
+    needed: str = field(kw_only=True)
+
+
+def parse(*argv):
+    return cli.parse_arguments((Arguments,), "a script", list(map(str, argv)))[0]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text, name="recipe.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_flags_override_the_recipe_and_the_recipe_the_defaults(recipe):
+    path = recipe("learning_rate: 1e-4\nname: from recipe\nneeded: x\nsizes: [1, 2]\nshuffle: false\nloss: nce\n")
+    found = parse(path, "--name", "from flag")
+    assert found == Arguments(learning_rate=1e-4, name="from flag", needed="x", sizes=[1, 2], shuffle=False, loss="nce")
+    assert parse(path, "--shuffle", "true", "--learning_rate", "2").shuffle is True
+    assert parse("--needed", "y", "--no_shuffle").shuffle is False
+    json_path = recipe('{"needed": "z", "learning_rate": 3}', "recipe.json")
+    assert parse(json_path) == Arguments(needed="z", learning_rate=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "argv", "message"),
+    [
+        ("learning_rat: 1\nneeded: x", [], "unknown argument 'learning_rat'; did you mean learning_rate?"),
+        ("loss: hing\nneeded: x", [], "one of hinge, nce"),
+        ("learning_rate: fast\nneeded: x", [], "not a number"),
+        ("needed: x", ["--learnin_rate", "1"], "unknown argument --learnin_rate; did you mean --learning_rate?"),
+        ("needed: x", ["--loss", "nope"], "invalid choice: 'nope'"),
+        ("name: x", [], "required: --needed"),
+        ("- a list", [], "must be a mapping"),
+        ("a: [", [], "not valid YAML"),
+        (None, [], "cannot read the recipe"),
+    ],
+)
+def test_mistakes_are_one_line(recipe, tmp_path, text, argv, message):
+    path = recipe(text) if text is not None else tmp_path / "missing.yaml"
+    with pytest.raises(UserError) as caught:
+        parse(path, *argv)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_run_turns_a_user_error_into_one_line_and_status_2(capsys):
+    def main():
+        raise UserError("this is wrong; do that")
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: this is wrong; do that\n"
+
+
+def test_run_keeps_the_traceback_of_a_defect():
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda: 1 / 0)
+
+
+def test_write_atomically_leaves_the_old_file_when_it_fails(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    cli.write_atomically(path, "first")
+    with pytest.raises(UnicodeEncodeError):
+        cli.write_atomically(path, "\ud800")
+    assert path.read_text() == "first"
+    assert os.listdir(path.parent) == ["file.txt"]
+
+
+def test_output_dir_same_arguments_go_on_others_are_refused(tmp_path):
+    folder, record = tmp_path / "run", "run_arguments.json"
+    assert cli.check_output_dir(folder, {"a": 1}, record) == folder and not folder.exists()
+    cli.write_atomically(folder / record, '{"a": 1, "b": [1, 2]}')
+    assert cli.check_output_dir(folder, {"a": 1, "b": (1, 2)}, record) == folder
+    with pytest.raises(UserError, match=r"other arguments: a \(1 then, 2 now\)"):
+        cli.check_output_dir(folder, {"a": 2, "b": [1, 2]}, record)
+    with pytest.raises(UserError, match="not empty and not a run"):
+        cli.check_output_dir(folder, {"a": 1}, "other_record.json")
+    with pytest.raises(UserError, match="is a file"):
+        cli.check_output_dir(folder / record, {}, record)
