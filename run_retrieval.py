@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import transformers
+
 import imagedex.cli as cli
 from imagedex.errors import UserError
 from imagedex.retrieval.contact_sheet import Thumbnails, build_sheet, write_sheet_image
@@ -48,15 +50,23 @@ class RetrievalArguments:
     model_name_or_path: str | None = argument("A trained retriever, or any CLIP-like model: a folder or a Hub id.")
     queries: str | None = argument("The sentences: .txt (one a line), .csv, .jsonl or .parquet.")
     query_column: str = argument("Column of the sentences (not for .txt).", "caption")
-    image_dir: str | None = argument("The gallery: every picture in this folder and below. With dataset_name: its pictures' root.")
+    image_dir: str | None = argument(
+        "The gallery: every picture in this folder and below. With dataset_name: its pictures' root."
+    )
     dataset_name: str | None = argument("The gallery: the pictures of a corpus (Hub id, built-in name or folder).")
     dataset_config_name: str | None = argument("Configuration of the dataset.")
     dataset_split: str = argument("Split of the dataset that is the gallery, or all of them.", "all")
     top_k: int = argument("Pictures to find for each sentence.", 10)
     output_dir: str | None = argument("Folder for rankings, figures, contact sheet and index.")
-    output_format: Literal["jsonl", "parquet", "tsv"] = argument("Form of the rankings; tsv has the file names only.", "jsonl")
-    contact_sheet_queries: int = argument("Sentences on the contact sheet, evenly spaced over the file; 0 for no sheet.", 20)
-    unreadable_images: Literal["error", "skip"] = argument("A picture that cannot be read: stop, or leave it out and say so.", "error")
+    output_format: Literal["jsonl", "parquet", "tsv"] = argument(
+        "Form of the rankings; tsv has the file names only.", "jsonl"
+    )
+    contact_sheet_queries: int = argument(
+        "Sentences on the contact sheet, evenly spaced over the file; 0 for no sheet.", 20
+    )
+    unreadable_images: Literal["error", "skip"] = argument(
+        "A picture that cannot be read: stop, or leave it out and say so.", "error"
+    )
     trust_remote_code: bool = argument("Run the code that a model on the Hub brings with it.", False)
     batch_size: int = argument("Pictures encoded at once.", 64)
     num_workers: int = argument("Processes that check, decode and resize pictures.", 0)
@@ -78,10 +88,12 @@ def main(argv=None):
     logging.basicConfig(format="%(levelname).1s %(message)s", level=logging.WARNING, force=True)
     for name in ("imagedex", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO)
+    transformers.logging.set_verbosity_error()
 
     # everything that can be wrong is found before anything is written
     arguments = {name: value for name, value in dataclasses.asdict(args).items() if name not in MAY_DIFFER}
     output_dir = cli.check_output_dir(args.output_dir, arguments, RECORD)
+    check_apart(output_dir, args)
     device = choose_device(args.device)
     queries = read_queries(args.queries, args.query_column)
     gallery = read_gallery(
@@ -97,32 +109,59 @@ def main(argv=None):
     retriever = open_retriever(args, gallery, device, output_dir, arguments)
 
     if len(gallery) < args.top_k:
-        logger.warning("the gallery has %d pictures, so rankings have %d places, not %d", len(gallery), len(gallery), args.top_k)
+        logger.warning(
+            "the gallery has %d pictures, so rankings have %d places, not %d", len(gallery), len(gallery), args.top_k
+        )
     rankings = retriever.search(queries.sentences, args.top_k, queries.targets)
     written = [write_rankings(rankings, rankings_path(output_dir, args.output_format))]
-    metrics = None
+    metrics, metrics_path = None, output_dir / "metrics.json"
     if queries.targets is not None:
         metrics = summarize_ranks([ranking.rank for ranking in rankings])
-        written.append(write_metrics(metrics, retriever, len(rankings), output_dir / "metrics.json"))
+        written.append(write_metrics(metrics, retriever, len(rankings), metrics_path))
+    else:
+        metrics_path.unlink(missing_ok=True)  # of a run when the file of queries still had its column of images
     if args.contact_sheet_queries:
         written += write_sheets(rankings, metrics, retriever, gallery, args.contact_sheet_queries, output_dir)
     print(f"{len(rankings)} queries answered from {len(gallery)} pictures: {', '.join(map(str, written))}")
 
 
+def check_apart(output_dir: Path, args: RetrievalArguments) -> None:
+    """Refuses an output folder among the pictures: the next run would take the contact sheet for one of them."""
+    for name in ("image_dir", "dataset_name"):
+        source = getattr(args, name)
+        if source and Path(source).is_dir() and output_dir.resolve().is_relative_to(Path(source).resolve()):
+            raise UserError(f"--output_dir {output_dir} lies inside --{name} {source}; give a folder outside of it")
+
+
 def open_retriever(args: RetrievalArguments, gallery, device, output_dir: Path, arguments: dict) -> Retriever:
-    """The model over the gallery. Begins the run: the arguments are recorded once model and index are known to be good."""
+    """The model over the gallery. Begins the run, once model and index are known to be good."""
     encoder = load_dual_encoder(args.model_name_or_path, args.trust_remote_code, device)
+    model, image_processor = encoder.model, encoder.image_processor
     index_dir = output_dir / "index"
-    fingerprints = model_fingerprint(encoder.model, encoder.image_processor), gallery_fingerprint(gallery)
+    fingerprints = model_fingerprint(model, image_processor), gallery_fingerprint(gallery)
     check_index(index_dir, *fingerprints)
     begin(output_dir, arguments)
-    options = {"batch_size": args.batch_size, "device": device, "num_workers": args.num_workers, "progress": True}
     vectors = encode_gallery(
-        encoder.model, encoder.image_processor, gallery, index_dir, fingerprints=fingerprints, **options
+        model,
+        image_processor,
+        gallery,
+        index_dir,
+        batch_size=args.batch_size,
+        device=device,
+        num_workers=args.num_workers,
+        progress=True,
+        fingerprints=fingerprints,
     )
-    name = Path(args.model_name_or_path).resolve().name if Path(args.model_name_or_path).is_dir() else args.model_name_or_path
+    folder = Path(args.model_name_or_path).expanduser()
     return VectorRetriever(
-        name, gallery["image_id"], vectors, encoder.model, encoder.tokenizer, device, 256, encoder.text_kwargs, progress=True
+        folder.resolve().name if folder.is_dir() else args.model_name_or_path,
+        gallery["image_id"],
+        vectors,
+        model,
+        encoder.tokenizer,
+        device=device,
+        text_kwargs=encoder.text_kwargs,
+        progress=True,
     )
 
 
@@ -144,7 +183,9 @@ def write_metrics(metrics: dict, retriever: Retriever, num_queries: int, path: P
     return path
 
 
-def write_sheets(rankings: list[Ranking], metrics, retriever: Retriever, gallery, num_shown: int, folder: Path) -> list[Path]:
+def write_sheets(
+    rankings: list[Ranking], metrics, retriever: Retriever, gallery, num_shown: int, folder: Path
+) -> list[Path]:
     """The contact sheet as a picture and as a page."""
     row_of = {image_id: row for row, image_id in enumerate(retriever.image_ids)}
     thumbnails = Thumbnails(lambda image_id: gallery[row_of[image_id]]["image"])

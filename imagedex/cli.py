@@ -127,8 +127,10 @@ def check_output_dir(output_dir: str | Path, arguments: dict, record: str) -> Pa
     existing = folder
     while not existing.exists():
         existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--output_dir {folder} cannot be written ({existing} does not allow it)")
+    try:
+        tempfile.TemporaryDirectory(dir=existing).cleanup()  # asks the file system itself: permissions do not bind root
+    except OSError as error:
+        raise UserError(f"--output_dir {folder} cannot be written ({existing}: {error.strerror})") from error
     if not folder.exists() or not any(folder.iterdir()):
         return folder
     try:

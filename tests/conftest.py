@@ -61,7 +61,11 @@ def launch(tmp_path):
     """launch("run_x.py", "--flag", ...) -> CompletedProcess, as a user would: a fresh process in an empty folder."""
 
     def run(script, *arguments, launcher=(sys.executable,), cwd=tmp_path, timeout=300, **env):
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+        }
         command = [*launcher, str(ROOT / script), *map(str, arguments)]
         return subprocess.run(command, cwd=cwd, env=environment | env, capture_output=True, text=True, timeout=timeout)
 

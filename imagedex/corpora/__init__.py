@@ -1,4 +1,4 @@
-"""Every dataset behind one schema: ``load_corpus`` recognises the form, ``split_corpus`` says who is asked about what."""
+"""Every dataset behind one schema: ``load_corpus`` recognises the form, ``split_corpus`` says what is asked of whom."""
 
 from imagedex.corpora.load import load_corpus
 from imagedex.corpora.schema import Corpus

@@ -52,22 +52,22 @@ def read_rows(file: Path, image_column: str | None = None, caption_column: str |
     """Yields (picture name, caption) for each row of the file, in its order."""
     lines = _lines(file)
     separator = _separator(lines[0])
-    reader = csv.reader(lines) if separator == "," else ([part.strip() for part in line.split("|")] for line in lines)
+    reader = csv.reader(lines) if separator == "," else (line.split("|") for line in lines)
     header = [name.strip() for name in next(reader)]
     image = _position(header, image_column, IMAGE_NAMES, "image", file)
     caption = _position(header, caption_column, CAPTION_NAMES, "caption", file)
     last = len(header) - 1
     for number, fields in enumerate(reader, start=2):
-        if not any(fields):
+        if not "".join(fields).strip():
             continue
         if len(fields) > len(header):  # an unquoted separator inside the last field, the caption
             fields = [*fields[:last], separator.join(fields[last:])]
         if len(fields) < len(header) and separator == "|":
-            broken = _NUMBER_THEN_TEXT.fullmatch(fields[-1])
+            broken = _NUMBER_THEN_TEXT.fullmatch(fields[-1].rstrip())
             fields = [*fields[:-1], "", broken["text"]] if broken else fields
         if len(fields) != len(header) or not fields[image].strip():
             raise UserError(f"{file}, row {number}: {len(header)} fields expected ({', '.join(header)}), got {fields}")
-        yield fields[image].strip(), fields[caption]
+        yield fields[image].strip(), fields[caption].strip()
 
 
 def _lines(file: Path) -> list[str]:

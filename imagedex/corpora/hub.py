@@ -110,7 +110,7 @@ def embedded_pictures(table: Dataset, split: str, image_column: str, caption_col
     groups, image_ids = _group_rows(stored, split)
     captions = captions_of(table, caption_columns)
     sources = sources_of(table, [image_column, *caption_columns])
-    columns = {"image_id": [""] * len(table), "captions": [[] for _ in table], "source_id": sources}
+    columns = {"image_id": [""] * len(table), "captions": [[]] * len(table), "source_id": sources}
     empty, bare = 0, []
     for rows, image_id in zip(groups, image_ids, strict=True):
         kept, dropped = clean_captions(caption for row in rows for caption in captions[row])
@@ -195,7 +195,9 @@ def _group_rows(stored: Dataset, split: str) -> tuple[list[list[int]], list[str]
     names = [_stored_name(paths[rows[0]]) for rows in groups]
     if not all(names) or len(set(names)) < len(names):
         names = [f"{split}/{rows[0]:08d}" for rows in groups]
-        logger.info("%s split: pictures have no file names that tell them apart; image_ids are %s, ...", split, names[0])
+        logger.info(
+            "%s split: pictures have no file names that tell them apart; image_ids are %s, ...", split, names[0]
+        )
     return groups, names
 
 

@@ -51,8 +51,9 @@ def read(
             raise UserError(f"{folder}: several metadata files for the {split} split: {', '.join(map(str, files))}")
         file = files[0]
         table = read_table(file, "metadata")
-        image = choose_image_column(table.features, image_column or ("file_name" if "file_name" in
-                                    table.features else None), str(file))
+        image = choose_image_column(
+            table.features, image_column or ("file_name" if "file_name" in table.features else None), str(file)
+        )
         if not is_path(table.features[image]):
             raise UserError(f"{file}: column {image!r} holds no file names")
         captions = choose_caption_columns(table.features, caption_column, str(file))

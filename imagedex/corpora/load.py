@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from datasets import Dataset, DatasetDict
 
-from imagedex.corpora import flickr, hub, imagefolder, shape_scenes
+from imagedex.corpora import blip, flickr, hub, imagefolder, karpathy, lxmert, shape_scenes
 from imagedex.corpora.paths import list_pictures, picture_at, require_folder
 from imagedex.corpora.schema import Corpus, FormContents, build_dataset, counted, listed, validate
 from imagedex.corpora.verify import check_choice, drop_missing, verify_images
@@ -26,6 +26,7 @@ class Request(NamedTuple):
     image_column: str | None = None
     caption_column: str | None = None
     num_proc: int | None = None
+    visual_genome_dir: str | None = None
 
     @property
     def columns(self) -> dict[str, str | None]:
@@ -46,13 +47,43 @@ class Form(NamedTuple):
 
 # The first form that finds its file wins, so the particular ones come before the general ones.
 FORMS = (
-    Form("captions.txt (Flickr8k) or results.csv (Flickr30k) with pictures", flickr.find,
-         lambda found, request: flickr.read(found, **request.columns)),
-    Form("an imagefolder with metadata.csv, .jsonl or .parquet", imagefolder.find,
-         lambda found, request: imagefolder.read(found, **request.columns)),
-    Form("a dataset of parquet, arrow, csv or json files with an image and a caption column", hub.find,
-         lambda found, request: hub.read(found, config_name=request.config_name, num_proc=request.num_proc,
-                                         **request.columns)),
+    Form(
+        "Karpathy's dataset_*.json",
+        karpathy.find,
+        lambda found, request: karpathy.read(found, config_name=request.config_name, image_dir=request.image_dir),
+    ),
+    Form(
+        "LXMERT's mscoco_train.json, mscoco_nominival.json, mscoco_minival.json, vgnococo.json",
+        lxmert.find,
+        lambda found, request: lxmert.read(
+            found,
+            config_name=request.config_name,
+            image_dir=request.image_dir,
+            visual_genome_dir=request.visual_genome_dir,
+        ),
+    ),
+    Form(
+        "BLIP's flickr30k_train.json",
+        blip.find,
+        lambda found, request: blip.read(found, image_dir=request.image_dir),
+    ),
+    Form(
+        "captions.txt (Flickr8k) or results.csv (Flickr30k) with pictures",
+        flickr.find,
+        lambda found, request: flickr.read(found, **request.columns),
+    ),
+    Form(
+        "an imagefolder with metadata.csv, .jsonl or .parquet",
+        imagefolder.find,
+        lambda found, request: imagefolder.read(found, **request.columns),
+    ),
+    Form(
+        "a dataset of parquet, arrow, csv or json files with an image and a caption column",
+        hub.find,
+        lambda found, request: hub.read(
+            found, config_name=request.config_name, num_proc=request.num_proc, **request.columns
+        ),
+    ),
 )
 
 
@@ -68,12 +99,14 @@ def load_corpus(
     unreadable_images: str = "error",
     num_proc: int | None = None,
     seed: int = 0,
+    visual_genome_dir: str | None = None,
 ) -> Corpus:
     """Loads a captioned corpus, or a bare folder of pictures, into the schema of :mod:`imagedex.corpora.schema`.
 
     Args:
         dataset_name: a local folder in a known form (or its caption file), ``shape_scenes``, or a Hub id.
-        dataset_config_name: the Hub dataset's configuration; for ``shape_scenes`` the number of scenes.
+        dataset_config_name: the Hub dataset's configuration; for ``shape_scenes`` the number of scenes; for a folder of
+            several Karpathy files which one (``coco``); for LXMERT's files the sources of sentences (``mscoco,vg``).
         train_file: instead of ``dataset_name``, a table file with an image path column and a caption column.
         validation_file: beside ``train_file``, the same for validation.
         image_dir: the folder that the pictures' paths are relative to, where that is not plain from the corpus. Alone,
@@ -84,12 +117,13 @@ def load_corpus(
         unreadable_images: ``"error"``, or ``"skip"`` to leave out unreadable and missing pictures, named in the log.
         num_proc: processes for preprocessing.
         seed: draws other scenes of ``shape_scenes``; no other corpus uses it.
+        visual_genome_dir: for LXMERT's ``vgnococo.json``, the folder of Visual Genome's pictures.
 
     Raises:
         UserError: anything about the corpus that the user can mend.
     """
     check_choice(unreadable_images)
-    request = Request(dataset_config_name, image_dir, image_column, caption_column, num_proc)
+    request = Request(dataset_config_name, image_dir, image_column, caption_column, num_proc, visual_genome_dir)
     if dataset_name and (train_file or validation_file):
         raise UserError("--dataset_name and --train_file/--validation_file: give one or the other")
     if validation_file and not train_file:
@@ -112,7 +146,9 @@ def read_bare_folder(folder: Path) -> FormContents:
     names = list_pictures(folder)
     if not names:
         raise UserError(f"--image_dir {folder}: there are no pictures in it")
-    return FormContents("folder of pictures without captions", {"train": [picture_at(folder, name, []) for name in names]})
+    return FormContents(
+        "folder of pictures without captions", {"train": [picture_at(folder, name, []) for name in names]}
+    )
 
 
 def _read_named(dataset_name: str, request: Request) -> FormContents:
@@ -139,8 +175,8 @@ def _read_folder(folder: Path, request: Request) -> FormContents:
     pictures = list_pictures(folder)
     if pictures:
         raise UserError(
-            f"--dataset_name {folder} holds {counted(len(pictures), 'picture')} but no captions; put beside them one of: "
-            f"{_known()}"
+            f"--dataset_name {folder} holds {counted(len(pictures), 'picture')} but no captions; "
+            f"put beside them one of: {_known()}"
         )
     seen = sorted(path.name for path in folder.iterdir())
     raise UserError(f"--dataset_name {folder} has no known form (it holds {listed(seen, 5)}); known are: {_known()}")
@@ -168,9 +204,7 @@ def _finish(contents: FormContents, unreadable_images: str, num_proc: int | None
             rows, missing = drop_missing(rows, unreadable_images=unreadable_images, split=split)
             left_out += missing
             rows = build_dataset(rows, split)
-        rows, unreadable = verify_images(
-            rows, unreadable_images=unreadable_images, num_proc=num_proc, split=split
-        )
+        rows, unreadable = verify_images(rows, unreadable_images=unreadable_images, num_proc=num_proc, split=split)
         left_out += unreadable
         splits[split] = validate(rows, split)
     sizes = (

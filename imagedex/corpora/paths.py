@@ -1,5 +1,6 @@
 """Pictures on disk: where a caption file's pictures lie, and what a picture's ``image_id`` is."""
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -44,6 +45,15 @@ def list_pictures(folder: str | os.PathLike) -> list[str]:
     return sorted(Path(path).relative_to(folder).as_posix() for path in found)
 
 
+def read_json(file: Path) -> object:
+    """What a JSON file holds; UserError when it is no JSON."""
+    try:
+        with open(file, encoding="utf-8") as content:
+            return json.load(content)
+    except ValueError as error:  # malformed, or not UTF-8
+        raise UserError(f"{file} is no valid JSON: {error}") from error
+
+
 def require_folder(folder: str | os.PathLike, flag: str) -> Path:
     """``folder`` as a Path; UserError that names ``flag`` when it is missing, not a folder, or empty."""
     folder = Path(folder).expanduser()
@@ -56,29 +66,45 @@ def require_folder(folder: str | os.PathLike, flag: str) -> Path:
     return folder
 
 
-def find_image_root(names: Sequence[str], candidates: Iterable[Path], asked_by: str, sample: int = 100) -> Path:
-    """The candidate folder that holds most of the first ``sample`` names (the earlier one when equal).
+def _best_root(names: Sequence[str], candidates: Iterable[Path], sample: int = 100) -> Path | None:
+    names = list(dict.fromkeys(names))[:sample]
+    candidates = list(dict.fromkeys(candidates))
+    hits = [sum((folder / name).is_file() for name in names) for folder in candidates]
+    return candidates[hits.index(max(hits))] if any(hits) else None
+
+
+def find_image_root(names: Sequence[str], candidates: Sequence[Path], asked_by: str) -> Path:
+    """The candidate folder that holds most of the first hundred names (the earlier one when equal).
 
     Raises:
         UserError: none of them is in any candidate.
     """
-    names = list(dict.fromkeys(names))[:sample]
-    candidates = list(dict.fromkeys(Path(folder) for folder in candidates))
-    hits = [sum((folder / name).is_file() for name in names) for folder in candidates]
-    if not any(hits):
-        looked = [str(folder) for folder in candidates if folder.is_dir()] or [str(candidates[0])]
+    root = _best_root(names, candidates)
+    if root is None:
+        looked = [str(folder) for folder in dict.fromkeys(candidates) if folder.is_dir()] or [str(candidates[0])]
         raise UserError(
-            f"{asked_by} names pictures that are not there ({listed(names, 3)}); looked in {listed(looked)}; "
-            "say where they are with --image_dir"
+            f"{asked_by} names pictures that are not there ({listed(list(dict.fromkeys(names)), 3)}); looked in "
+            f"{listed(looked)}; say where they are with --image_dir"
         )
-    return candidates[hits.index(max(hits))]
+    return root
+
+
+def _usual_folders(folder: Path, image_dir: str | None) -> list[Path]:
+    """Where a corpus's pictures may lie: below its own folder or beside it, or below ``image_dir`` when it is given."""
+    if image_dir:
+        base = require_folder(image_dir, "--image_dir")
+        return [base, *(base / below for below in IMAGE_FOLDERS)]
+    return [*(folder / below for below in IMAGE_FOLDERS), folder.parent, folder.parent / "images"]
+
+
+def usual_root(names: Sequence[str], folder: Path, image_dir: str | None) -> Path | None:
+    """The usual folder that holds the pictures, or None."""
+    return _best_root(names, _usual_folders(folder, image_dir))
 
 
 def corpus_image_root(names: Sequence[str], folder: Path, image_dir: str | None, asked_by: str) -> Path:
-    """As :func:`find_image_root`, with the usual folders below ``folder``, or ``image_dir`` alone when it is given."""
-    base = require_folder(image_dir, "--image_dir") if image_dir else folder
-    return find_image_root(names, [base / below for below in ("", *IMAGE_FOLDERS)] if image_dir else
-                           [base / below for below in IMAGE_FOLDERS], asked_by)
+    """As :func:`find_image_root`, among the usual folders."""
+    return find_image_root(names, _usual_folders(folder, image_dir), asked_by)
 
 
 def picture_at(root: Path, name: str, captions: Sequence[str], source_id: str = "", asked_by: str = "") -> Picture:

@@ -109,8 +109,8 @@ def check_unique(image_ids: Sequence[str], split: str) -> None:
     twice = [image_id for image_id in image_ids if image_id in seen or seen.add(image_id)]
     if twice:
         raise UserError(
-            f"the {split} split names {counted(len(set(twice)), 'image_id')} more than once: {listed(sorted(set(twice)))}; "
-            "keep one row a picture"
+            f"the {split} split names {counted(len(set(twice)), 'image_id')} more than once: "
+            f"{listed(sorted(set(twice)))}; keep one row a picture"
         )
 
 
@@ -142,7 +142,7 @@ def build_dataset(pictures: Sequence[Picture], split: str) -> Dataset:
         )
     report_empty(empty, bare, split)
     # A fingerprint of our own: datasets would pickle the records to make one, which takes seconds for COCO.
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(repr(FEATURES).encode(), digest_size=16)
     for row in rows:
         digest.update(repr(list(row.values())).encode())
     return Dataset.from_generator(
@@ -155,7 +155,7 @@ def _yield_rows(rows: list[dict]) -> Iterator[dict]:
 
 
 def validate(dataset: Dataset, split: str) -> Dataset:
-    """Checks that a dataset has the schema exactly; a defect of a form otherwise, hence no UserError for the columns."""
+    """Checks that a dataset has the schema exactly. Wrong columns are a defect of a form, hence no UserError."""
     if tuple(dataset.column_names) != COLUMNS:
         raise ValueError(f"{split}: columns {dataset.column_names}, expected {list(COLUMNS)}")
     if dataset.features != FEATURES:

@@ -80,7 +80,7 @@ def split_corpus(
         chosen = eval_split or ("validation" if "validation" in own else own[0])
         logger.info("Evaluating on the corpus's own %s split", chosen)
         asked = corpus.splits[chosen]
-        gallery = with_captions(asked, [[] for _ in asked])
+        gallery = with_captions(asked, [[]] * len(asked))
         evaluation = asked
     elif held_out_captions_per_image:
         train, gallery, evaluation = _hold_out_captions(train, held_out_captions_per_image, split_seed)
@@ -101,7 +101,7 @@ def split_corpus(
 
 
 def flatten_captions(dataset: Dataset) -> Dataset:
-    """One row a caption: ``image_row`` (int64, the row in ``dataset``), ``image_id``, ``caption``. No picture is copied."""
+    """One row a caption: ``image_row`` (int64, row in ``dataset``), ``image_id``, ``caption``. No picture is copied."""
     return dataset.select_columns(["image_id", "captions"]).map(
         _flatten_batch,
         batched=True,
@@ -154,8 +154,8 @@ def _hold_out_captions(pictures: Dataset, n_held_out: int, split_seed: int) -> t
         repeated += sum(caption in trained[-1] for caption in asked[-1])
     if not any(asked):
         raise UserError(
-            f"--held_out_captions_per_image {n_held_out}: no picture has two captions or more, so nothing could be held "
-            "out; use --held_out_images"
+            f"--held_out_captions_per_image {n_held_out}: no picture has two captions or more, so nothing could be "
+            "held out; use --held_out_images"
         )
     if fewer:
         logger.warning(

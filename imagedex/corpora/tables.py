@@ -20,9 +20,31 @@ from imagedex.errors import UserError
 logger = logging.getLogger(__name__)
 
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-IMAGE_NAMES = ("image", "file_name", "image_path", "image_file", "filename", "filepath", "path", "img", "picture", "jpg")
-CAPTION_NAMES = ("caption", "captions", "text", "texts", "sentence", "sentences", "sentences_raw", "raw", "comment",
-                 "description", "txt")
+IMAGE_NAMES = (
+    "image",
+    "file_name",
+    "image_path",
+    "image_file",
+    "filename",
+    "filepath",
+    "path",
+    "img",
+    "picture",
+    "jpg",
+)
+CAPTION_NAMES = (
+    "caption",
+    "captions",
+    "text",
+    "texts",
+    "sentence",
+    "sentences",
+    "sentences_raw",
+    "raw",
+    "comment",
+    "description",
+    "txt",
+)
 SOURCE_NAMES = ("source_id", "image_id", "img_id", "cocoid", "imgid")
 
 _TEXT_TYPES = ("string", "large_string")
@@ -47,6 +69,8 @@ def read_table(file: str | Path, flag: str) -> Dataset:
     try:
         table = load_dataset(SUFFIXES[file.suffix.lower()], data_files=str(file.resolve()), split="train", **options)
     except (DatasetGenerationError, ValueError, OSError) as error:
+        if "corresponds to no data" in str(error):  # how datasets says that a table has a header and nothing else
+            raise UserError(f"{flag} {file} holds no row") from error
         raise UserError(f"{flag} {file} cannot be read as {file.suffix[1:]}: {first_line(error)}") from error
     if not len(table):
         raise UserError(f"{flag} {file} holds no row")

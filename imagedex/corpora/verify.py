@@ -22,9 +22,7 @@ def check_choice(unreadable_images: str) -> None:
         raise UserError(f"--unreadable_images {unreadable_images}: choose one of {', '.join(UNREADABLE_CHOICES)}")
 
 
-def drop_missing(
-    pictures: Sequence[Picture], *, unreadable_images: str, split: str
-) -> tuple[list[Picture], list[str]]:
+def drop_missing(pictures: Sequence[Picture], *, unreadable_images: str, split: str) -> tuple[list[Picture], list[str]]:
     """Separates the pictures whose file is there from the names of those whose file is not.
 
     Raises:
@@ -77,8 +75,10 @@ def _report(names: Sequence[str], total: int, what: str, unreadable_images: str,
     if not names:
         return
     if len(names) == total:
-        raise UserError(f"all {counted(total, 'picture')} of the {split} split {'is' if total == 1 else 'are'} "
-                        f"{what}: {listed(names)}")
+        raise UserError(
+            f"all {counted(total, 'picture')} of the {split} split {'is' if total == 1 else 'are'} "
+            f"{what}: {listed(names)}"
+        )
     if unreadable_images == "error":
         raise UserError(
             f"{counted(len(names), 'picture')} of the {split} split {what}: {listed(names)}; "

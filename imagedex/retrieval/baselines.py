@@ -91,11 +91,15 @@ class TextEncoder:
             raise UserError(f"cannot load a text encoder from {name_or_path}: {reason}") from error
         kind = self.model.config.model_type
         if self.model.config.is_encoder_decoder or getattr(self.model.config, "text_config", None) is not None:
-            raise UserError(f"{name_or_path} is a {kind} model, not a text encoder alone; give a BERT, MiniLM, MPNet or the like")
+            raise UserError(
+                f"{name_or_path} is a {kind} model, not a text encoder alone; give a BERT, MiniLM, MPNet or the like"
+            )
 
-    def encode(self, sentences: Sequence[str], batch_size: int = 256, device=None, progress: bool = False) -> torch.Tensor:
+    def encode(
+        self, sentences: Sequence[str], batch_size: int = 256, device=None, progress: bool = False
+    ) -> torch.Tensor:
         """(Q, D) float32 unit vectors on the CPU."""
-        return encode_texts(_MeanPooled(self.model), self.tokenizer, sentences, batch_size, device, progress)
+        return encode_texts(_MeanPooled(self.model).eval(), self.tokenizer, sentences, batch_size, device, progress)
 
 
 class _MeanPooled(torch.nn.Module):
@@ -105,7 +109,9 @@ class _MeanPooled(torch.nn.Module):
 
     def get_text_features(self, input_ids, attention_mask, token_type_ids=None):
         optional = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        states = self.model(input_ids=input_ids, attention_mask=attention_mask, **optional).last_hidden_state  # (B, T, D)
+        states = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, **optional
+        ).last_hidden_state  # (B, T, D)
         weights = attention_mask[..., None].to(states.dtype)
         return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
 
@@ -153,7 +159,9 @@ def baseline_rows(
     row_of = {image_id: row for row, image_id in enumerate(image_ids)}
     strangers = [image_id for _, image_id in queries if image_id not in row_of]
     if strangers or not queries:
-        raise ValueError(f"{len(strangers)} of {len(queries)} queries ask for pictures outside the gallery: {strangers[:3]}")
+        raise ValueError(
+            f"{len(strangers)} of {len(queries)} queries ask for pictures outside the gallery: {strangers[:3]}"
+        )
     captions = [list(train_captions.get(image_id, ())) for image_id in image_ids]
     sentences = [sentence for sentence, _ in queries]
     targets = np.array([row_of[image_id] for _, image_id in queries])

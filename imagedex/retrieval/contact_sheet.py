@@ -1,12 +1,12 @@
-"""A contact sheet: queries beside the pictures found, the right one marked. As one picture here, as a page in `contact_sheet_html`.
+"""A contact sheet: queries beside the pictures found, the right one marked, several models' answers under each other.
 
-Several models' answers to the same sentence stand under each other.
+As one picture here; as a page in `contact_sheet_html`.
 """
 
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,8 +20,9 @@ THUMBNAIL = 288  # longest side of a kept thumbnail, in pixels
 
 PAPER, INK, MUTED, RULE = "#f7f6f3", "#1b1c1e", "#73757a", "#dedcd6"
 GREEN, AMBER, WHITE = "#15803d", "#b45309", "#ffffff"
-MARGIN, GAP, CELL = 56, 18, (208, 156)
-RADIUS, RING = 12, 5
+MARGIN, GAP, CELL = 64, 20, (224, 168)
+RADIUS, RING = 14, 5
+TITLE, SENTENCE, LABEL, SMALL = 54, 36, 26, 22  # sizes of text; sheets are wide and mostly seen scaled down
 _JPEG_LIMIT = 60_000  # a JPEG has at most 65,535 lines
 _SCALE = 4  # rounded corners are drawn this much larger and scaled down: Pillow's own are jagged
 
@@ -115,7 +116,9 @@ def write_sheet_image(sheet: Sheet, thumbnails: Thumbnails, path: str | Path, qu
     """Writes the sheet as a JPEG (or PNG, by the extension). Rows that a JPEG cannot hold are left to the page."""
     path = Path(path)
     buffer = io.BytesIO()
-    options = {"format": "PNG"} if path.suffix.lower() == ".png" else {"format": "JPEG", "quality": quality, "subsampling": 0}
+    options = (
+        {"format": "PNG"} if path.suffix.lower() == ".png" else {"format": "JPEG", "quality": quality, "subsampling": 0}
+    )
     draw_sheet(sheet, thumbnails).save(buffer, optimize=True, **options)
     write_atomically(path, buffer.getvalue())
     return path
@@ -126,13 +129,17 @@ def draw_sheet(sheet: Sheet, thumbnails: Thumbnails) -> Image.Image:
     columns = max((min(len(ranking.images), MAX_SHOWN) for row in sheet.rows for ranking in row), default=1)
     missed = any(ranking.target and not is_found(ranking) for row in sheet.rows for ranking in row)
     width = 2 * MARGIN + columns * (CELL[0] + GAP) - GAP + (CELL[0] + 3 * GAP if missed else 0)
-    strips = [_draw_header(sheet, max(width, 900))]
+    width = max(width, 1200)  # room for the header
+    strips, height = [], 0
     for row in sheet.rows:
-        strip = _draw_row(row, sheet.models, thumbnails, strips[0].width, columns)
-        if sum(s.height for s in strips) + strip.height > _JPEG_LIMIT:
+        strip = _draw_row(row, sheet.models, thumbnails, width, columns)
+        height += strip.height
+        if height > _JPEG_LIMIT:
             break
         strips.append(strip)
-    page = Image.new("RGB", (strips[0].width, sum(strip.height for strip in strips) + MARGIN // 2), PAPER)
+    header = _draw_header(replace(sheet, rows=sheet.rows[: len(strips)]), width)
+    strips.insert(0, header)
+    page = Image.new("RGB", (width, sum(strip.height for strip in strips) + MARGIN // 2), PAPER)
     top = 0
     for strip in strips:
         page.paste(strip, (0, top))
@@ -142,39 +149,41 @@ def draw_sheet(sheet: Sheet, thumbnails: Thumbnails) -> Image.Image:
 
 def _draw_header(sheet: Sheet, width: int) -> Image.Image:
     names = list(dict.fromkeys(name for figures in sheet.figures.values() for name in figures))
-    strip = Image.new("RGB", (width, 148 + 40 * len(sheet.models)), PAPER)
+    strip = Image.new("RGB", (width, 196 + 46 * len(sheet.models)), PAPER)
     draw = ImageDraw.Draw(strip)
-    draw.text((MARGIN, 40), "Pictures found", fill=INK, font=font(42))
-    draw.text((MARGIN, 98), sheet.counts(), fill=MUTED, font=font(20))
-    label_width = max((font(22).getlength(_fit(model, 22, 460)) for model in sheet.models), default=0)
-    for line, model in enumerate(sheet.models):
-        top, left = 144 + 40 * line, MARGIN
-        draw.text((left, top), _fit(model, 22, 460), fill=INK, font=font(22))
-        left += label_width + 48
+    draw.text((MARGIN, 48), "Pictures found", fill=INK, font=font(TITLE))
+    draw.text((MARGIN, 124), sheet.counts(), fill=MUTED, font=font(LABEL))
+    labels = [_fit(model, LABEL, 620) for model in sheet.models]
+    label_width = max((font(LABEL).getlength(label) for label in labels), default=0)
+    for line, (model, label) in enumerate(zip(sheet.models, labels, strict=True)):
+        top, left = 180 + 46 * line, MARGIN
+        draw.text((left, top), label, fill=INK, font=font(LABEL))
+        left += label_width + 52
         for name in names:
             if name not in sheet.figures.get(model, {}):
                 continue
-            value = format_figure(name, sheet.figures[model][name])
-            draw.text((left, top + 4), figure_title(name), fill=MUTED, font=font(17))
-            left += font(17).getlength(figure_title(name)) + 10
-            draw.text((left, top), value, fill=INK, font=font(22))
-            left += font(22).getlength(value) + 32
+            for text, colour, size, after in (
+                (figure_title(name), MUTED, SMALL, 12),
+                (format_figure(name, sheet.figures[model][name]), INK, LABEL, 40),
+            ):
+                draw.text((left, top + 26), text, fill=colour, font=font(size), anchor="ls")
+                left += font(size).getlength(text) + after
     return strip
 
 
 def _draw_row(row: list[Ranking], models: list[str], thumbnails: Thumbnails, width: int, columns: int) -> Image.Image:
-    lines = wrap(row[0].query, 27, width - 2 * MARGIN, max_lines=3)
-    label = 30 if len(models) > 1 else 0
-    line_height, answer_height = 36, label + CELL[1] + 44
-    strip = Image.new("RGB", (width, 34 + line_height * len(lines) + 14 + answer_height * len(row)), PAPER)
+    lines = wrap(row[0].query, SENTENCE, width - 2 * MARGIN, max_lines=3)
+    label = 44 if len(models) > 1 else 0
+    line_height, answer_height = SENTENCE + 10, label + CELL[1] + 56
+    strip = Image.new("RGB", (width, 56 + line_height * len(lines) + answer_height * len(row)), PAPER)
     draw = ImageDraw.Draw(strip)
     draw.line((MARGIN, 0, width - MARGIN, 0), fill=RULE, width=2)
     for number, line in enumerate(lines):
-        draw.text((MARGIN, 26 + line_height * number), line, fill=INK, font=font(27))
-    top = 34 + line_height * len(lines) + 10
+        draw.text((MARGIN, 28 + line_height * number), line, fill=INK, font=font(SENTENCE))
+    top = 48 + line_height * len(lines)
     for model, ranking in zip(models, row, strict=True):
         if label:
-            draw.text((MARGIN, top), _fit(model, 18, width - 2 * MARGIN), fill=MUTED, font=font(18))
+            draw.text((MARGIN, top), _fit(model, SMALL, width - 2 * MARGIN), fill=MUTED, font=font(SMALL))
         _draw_answer(strip, ranking, thumbnails, top + label, columns)
         top += answer_height
     return strip
@@ -182,15 +191,15 @@ def _draw_row(row: list[Ranking], models: list[str], thumbnails: Thumbnails, wid
 
 def _draw_answer(strip: Image.Image, ranking: Ranking, thumbnails: Thumbnails, top: int, columns: int) -> None:
     draw = ImageDraw.Draw(strip)
-    shown = list(zip(ranking.images, ranking.scores, strict=True))[:MAX_SHOWN]
-    for column, (image_id, score) in enumerate(shown):
+    below = top + CELL[1] + 12
+    if not ranking.images:
+        draw.text((MARGIN, top), "nothing was found", fill=MUTED, font=font(LABEL))
+    for column, (image_id, score) in enumerate(zip(ranking.images[:MAX_SHOWN], ranking.scores, strict=False)):
         left = MARGIN + column * (CELL[0] + GAP)
         right_one = image_id == ranking.target
         _paste(strip, thumbnails(image_id), left, top, GREEN if right_one else None)
-        draw.text((left + 2, top + CELL[1] + 10), str(column + 1), fill=GREEN if right_one else INK, font=font(17))
-        score_text = f"{score:.3f}"
-        place = left + CELL[0] - 2 - font(17).getlength(score_text)
-        draw.text((place, top + CELL[1] + 10), score_text, fill=MUTED, font=font(17))
+        draw.text((left + 2, below), str(column + 1), fill=GREEN if right_one else INK, font=font(SMALL))
+        draw.text((left + CELL[0] - 2, below), f"{score:.3f}", fill=MUTED, font=font(SMALL), anchor="ra")
         if right_one:
             _badge(strip, left, top, rank_words(ranking), GREEN)
     if ranking.target and not is_found(ranking):
@@ -198,11 +207,11 @@ def _draw_answer(strip: Image.Image, ranking: Ranking, thumbnails: Thumbnails, t
         draw.line((left - 1.5 * GAP, top + 6, left - 1.5 * GAP, top + CELL[1] - 6), fill=RULE, width=2)
         _paste(strip, thumbnails(ranking.target), left, top, AMBER)
         _badge(strip, left, top, rank_words(ranking), AMBER)
-        draw.text((left + 2, top + CELL[1] + 10), "the right picture", fill=AMBER, font=font(17))
+        draw.text((left + 2, below), "the right picture", fill=AMBER, font=font(SMALL))
 
 
 def _paste(strip: Image.Image, picture: Image.Image, left: int, top: int, ring: str | None) -> None:
-    """The picture cropped to the cell's shape, corners rounded, with a coloured ring and a paper gap if it is marked."""
+    """The picture cropped to the cell's shape, corners rounded, with a coloured ring if it is marked."""
     if ring:
         for grown, colour in ((RING + 3, ring), (3, PAPER)):
             size = (CELL[0] + 2 * grown, CELL[1] + 2 * grown)
@@ -211,9 +220,9 @@ def _paste(strip: Image.Image, picture: Image.Image, left: int, top: int, ring: 
 
 
 def _badge(strip: Image.Image, left: int, top: int, text: str, colour: str) -> None:
-    size = (int(font(16).getlength(text)) + 22, 28)
-    strip.paste(colour, (left + 8, top + 8), _rounded(size, 14))
-    ImageDraw.Draw(strip).text((left + 8 + size[0] / 2, top + 8 + 14), text, fill=WHITE, font=font(16), anchor="mm")
+    size = (int(font(20).getlength(text)) + 26, 34)
+    strip.paste(colour, (left + 8, top + 8), _rounded(size, 17))
+    ImageDraw.Draw(strip).text((left + 8 + size[0] / 2, top + 8 + 17), text, fill=WHITE, font=font(20), anchor="mm")
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""The contact sheet as one HTML file: pictures inside, no script, nothing fetched, readable by keyboard and screen reader."""
+"""The contact sheet as one HTML file: pictures inside, no script, nothing fetched, usable from the keyboard."""
 
 import base64
 import io
@@ -19,11 +19,10 @@ from imagedex.retrieval.rankings import Ranking
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #f7f6f3; --card: #fff; --ink: #1b1c1e; --muted: #63656a; --rule: #dedcd6;
-  --green: #15803d; --amber: #b45309; --on-mark: #fff; --cell: 11rem; }
+  --green: #15803d; --amber: #b45309; --on-mark: #fff; --cell: 6.4rem; --gap: 1.1rem; }
 @media (prefers-color-scheme: dark) { :root { --paper: #151618; --card: #1f2124; --ink: #ececee; --muted: #a3a6ad;
   --rule: #33363b; --green: #4ade80; --amber: #fbbf24; --on-mark: #10120f; } }
-:root:has(#size-s:checked) { --cell: 7.5rem; }
-:root:has(#size-l:checked) { --cell: 17rem; }
+:root:has(#size-l:checked) { --cell: 15rem; }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.45 system-ui, -apple-system, "Segoe UI",
   Roboto, "Noto Sans", sans-serif; }
@@ -47,10 +46,12 @@ article { border-top: 1px solid var(--rule); padding: 1.4rem 0 1.8rem; margin-to
 article + article { margin-top: 0; }
 h2 { font-size: 1.3rem; font-weight: 600; margin: 0 0 .9rem; text-wrap: balance; overflow-wrap: anywhere; }
 h3 { font-size: .95rem; font-weight: 500; color: var(--muted); margin: 1rem 0 .6rem; }
-ol { list-style: none; margin: 0; padding: 0; display: grid; gap: 1.1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(var(--cell), 44%), 1fr)); }
+ol { list-style: none; margin: 0; padding: 0; display: grid; gap: var(--gap);
+  --even: calc((100% - (var(--columns) - 1) * var(--gap)) / var(--columns));
+  grid-template-columns: repeat(auto-fill, minmax(max(min(var(--cell), 44%), var(--even)), 1fr)); }
 figure { margin: 0; position: relative; border-radius: .8rem; }
-img { display: block; width: 100%; aspect-ratio: 4 / 3; object-fit: cover; border-radius: .8rem; background: var(--rule); }
+img { display: block; width: 100%; height: auto; aspect-ratio: 4 / 3; object-fit: cover; border-radius: .8rem;
+  background: var(--rule); }
 figure:focus-visible { outline: 3px solid var(--ink); outline-offset: 4px; }
 figure:hover img, figure:focus img { object-fit: contain; }
 figcaption { display: flex; justify-content: space-between; gap: .5rem; padding: .4rem .15rem 0; font-size: .85rem;
@@ -82,6 +83,8 @@ def render_page(sheet: Sheet, thumbnails: Thumbnails) -> str:
     """The page as HTML. Every text that comes from outside is escaped."""
     targets_known = any(ranking.target for row in sheet.rows for ranking in row)
     articles = "\n".join(_article(number, row, sheet.models, thumbnails) for number, row in enumerate(sheet.rows, 1))
+    shown = [("all", "all queries"), ("found", "found"), ("missed", "missed")]
+    columns = max((_places(ranking) for row in sheet.rows for ranking in row), default=1)
     title = f"Pictures found by {', '.join(sheet.models)}"
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -99,11 +102,11 @@ def render_page(sheet: Sheet, thumbnails: Thumbnails) -> str:
 <p class="counts">{escape(sheet.counts())}</p>
 {_figures(sheet)}
 <div class="choices">
-{_choice("size", "Pictures", [("s", "small"), ("m", "medium"), ("l", "large")], "m")}
-{_choice("show", "Show", [("all", "all queries"), ("found", "found"), ("missed", "missed")], "all") if targets_known else ""}
+{_choice("size", "Pictures", [("m", "medium"), ("l", "large")], "m")}
+{_choice("show", "Show", shown, "all") if targets_known else ""}
 </div>
 </header>
-<main id="queries">
+<main id="queries" style="--columns: {columns}">
 {articles}
 </main>
 </body>
@@ -120,16 +123,16 @@ def _figures(sheet: Sheet) -> str:
         cells = "".join(f"<td>{format_figure(name, values[name]) if name in values else ''}</td>" for name in names)
         body += f'<tr><th scope="row">{escape(model)}</th>{cells}</tr>\n'
     return (
-        '<div class="figures"><table>\n'
+        '<div class="figures" tabindex="0" role="region" aria-label="Figures"><table>\n'
         f'<thead><tr><th scope="col">model</th>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>'
     )
 
 
 def _choice(name: str, legend: str, options: list[tuple[str, str]], chosen: str) -> str:
-    inputs = "".join(
-        f'<label><input type="radio" name="{name}" id="{name}-{value}"{" checked" if value == chosen else ""}> {text}</label>'
-        for value, text in options
-    )
+    inputs = ""
+    for value, text in options:
+        checked = " checked" if value == chosen else ""
+        inputs += f'<label><input type="radio" name="{name}" id="{name}-{value}"{checked}> {text}</label>'
     return f"<fieldset><legend>{legend}</legend>{inputs}</fieldset>"
 
 
@@ -145,22 +148,31 @@ def _article(number: int, row: list[Ranking], models: list[str], thumbnails: Thu
     return "\n".join(parts)
 
 
+def _places(ranking: Ranking) -> int:
+    """How many pictures an answer shows, a right one that was missed included."""
+    return max(1, min(len(ranking.images), MAX_SHOWN) + bool(ranking.target and not is_found(ranking)))
+
+
 def _answer(ranking: Ranking, thumbnails: Thumbnails) -> str:
     items = []
+    if not ranking.images:
+        items.append('<li class="none">nothing was found</li>')
     for place, (image_id, score) in enumerate(zip(ranking.images, ranking.scores, strict=True), start=1):
         if place > MAX_SHOWN:
             break
         right_one = image_id == ranking.target
         mark = f'<span class="mark">{rank_words(ranking)}</span>' if right_one else ""
         alt = f"Place {place}: {image_id}" + (", the right picture" if right_one else "")
-        caption = f'<span>{place}</span><span class="name">{escape(image_id)}</span><span class="score">{score:.3f}</span>'
+        caption = (
+            f'<span>{place}</span><span class="name">{escape(image_id)}</span><span class="score">{score:.3f}</span>'
+        )
         items.append(_figure(image_id, alt, "right" if right_one else "", mark, caption, thumbnails))
     if ranking.target and not is_found(ranking):
         mark = f'<span class="mark">{rank_words(ranking)}</span>'
         alt = f"The right picture, {rank_words(ranking)}: {ranking.target}"
-        caption = f'<span>the right picture</span><span class="name">{escape(ranking.target)}</span>'
+        caption = f'<span>right one</span><span class="name">{escape(ranking.target)}</span>'
         items.append(_figure(ranking.target, alt, "missed", mark, caption, thumbnails))
-    return "<ol>\n" + "\n".join(items) + "\n</ol>" if items else '<p class="none">nothing was found</p>'
+    return "<ol>\n" + "\n".join(items) + "\n</ol>"
 
 
 def _figure(image_id: str, alt: str, kind: str, mark: str, caption: str, thumbnails: Thumbnails) -> str:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from imagedex.errors import UserError
 
-# Trained on sentences padded to one length without a mask: other padding gives other vectors (their model cards say so).
+# Trained on sentences padded to one length without a mask, so that other padding gives other vectors.
 PADDED_TO_MAX_LENGTH = frozenset({"siglip", "siglip2"})
 _NO_LIMIT = 100_000  # tokenizers that know no limit say 1e30
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for broken files

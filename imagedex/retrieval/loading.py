@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer, PreTrainedConfig
 
 from imagedex.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)  # what from_pretrained raises for a user's mistake
+# what from_pretrained raises for a user's mistake
+_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
 @dataclass
@@ -20,7 +22,7 @@ class DualEncoder:
 
     Attributes:
         name: as the user named it.
-        text_kwargs: what the model's own processor passes to its tokenizer (padding, length), over `encode_texts`' defaults.
+        text_kwargs: what the model's own processor passes to its tokenizer (padding, length), see `encode_texts`.
     """
 
     name: str
@@ -45,19 +47,23 @@ def read_model_type(name_or_path: str) -> str:
     try:
         config, _ = PreTrainedConfig.get_config_dict(str(folder) if folder.is_dir() else name_or_path)
     except _FAILURES as error:
-        reason = "no such folder here, and the Hub gave no such model" if not folder.is_dir() else "its config.json is broken"
+        reason = (
+            "no such folder here, and the Hub gave no such model"
+            if not folder.is_dir()
+            else "its config.json is broken"
+        )
         raise UserError(f"cannot load --model_name_or_path {name_or_path}: {reason} ({_one_line(error)})") from error
     if not config.get("model_type"):
         raise UserError(f"--model_name_or_path {name_or_path}: its config.json names no model_type")
     return config["model_type"]
 
 
-def load_dual_encoder(name_or_path: str, trust_remote_code: bool = False, device="cpu", dtype="auto") -> DualEncoder:
-    """Loads an XMatchingModel with this repository's code, any other dual encoder (CLIP, SigLIP, ...) through AutoModel.
+def load_dual_encoder(name_or_path: str, trust_remote_code: bool = False, device="cpu") -> DualEncoder:
+    """Loads an XMatchingModel with this repository's code, other dual encoders (CLIP, SigLIP, ...) through AutoModel.
 
     Args:
         trust_remote_code: run code that comes with the checkpoint, for models transformers does not know.
-        dtype: precision of the weights; "auto" is the one they were saved in.
+        device: where to put it. On a CPU the weights are float32, elsewhere of the precision they were saved in.
 
     Raises:
         UserError: the model cannot be loaded, is not a dual encoder (its type is named), or brings no tokenizer or no
@@ -65,24 +71,42 @@ def load_dual_encoder(name_or_path: str, trust_remote_code: bool = False, device
     """
     model_type = read_model_type(name_or_path)
     source = str(Path(name_or_path).expanduser()) if Path(name_or_path).expanduser().is_dir() else name_or_path
+    dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
     try:
         if model_type == "xmatching":
             from modeling.modeling_xmatching import XMatchingModel
             from modeling.processing_xmatching import XMatchingProcessor
 
-            model = XMatchingModel.from_pretrained(source, dtype=dtype)
+            model, report = XMatchingModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
             processor = XMatchingProcessor.from_pretrained(source)
         else:
-            model = AutoModel.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
+            options = {"trust_remote_code": trust_remote_code, "output_loading_info": True}
+            model, report = AutoModel.from_pretrained(source, dtype=dtype, **options)
             _require_dual_encoder(model, name_or_path, model_type)
             processor = _load_processor(source, trust_remote_code)
     except _FAILURES as error:
-        hint = "; pass --trust_remote_code to run the code it brings" if "trust_remote_code" in str(error) else ""
-        raise UserError(f"cannot load --model_name_or_path {name_or_path}: {_one_line(error)}{hint}") from error
+        reason = _one_line(error)
+        if "trust_remote_code" in str(error):
+            reason += "; pass --trust_remote_code to run the code it brings"
+        elif "ignore_mismatched_sizes" in str(error):
+            reason = "its weights have other shapes than its config.json says"
+        raise UserError(f"cannot load --model_name_or_path {name_or_path}: {reason}") from error
+    lacking = sorted(report["missing_keys"])
+    if lacking:  # transformers only warns and draws them at random, which would give figures that mean nothing
+        raise UserError(
+            f"--model_name_or_path {name_or_path} lacks {len(lacking)} weights of its {model_type} model, the first is "
+            f"{lacking[0]}; it is the checkpoint of another model, or not a whole one"
+        )
     tokenizer, image_processor = getattr(processor, "tokenizer", None), getattr(processor, "image_processor", None)
-    if tokenizer is None or image_processor is None:
-        missing = "tokenizer" if tokenizer is None else "image processor"
-        raise UserError(f"--model_name_or_path {name_or_path} brings no {missing}; save the model's processor beside it")
+    # Where a folder has no tokenizer files, transformers 5 makes an empty tokenizer of the model's class without a word.
+    if tokenizer is None or len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        missing = "tokenizer"
+    else:
+        missing = "image processor" if image_processor is None else None
+    if missing:
+        raise UserError(
+            f"--model_name_or_path {name_or_path} brings no {missing}; save the model's processor beside it"
+        )
     text_kwargs = dict(getattr(processor, "text_kwargs", None) or {})
     return DualEncoder(name_or_path, model.to(device).eval(), tokenizer, image_processor, text_kwargs)
 

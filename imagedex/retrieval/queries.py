@@ -17,7 +17,7 @@ EXTENSIONS = (".txt", ".csv", ".jsonl", ".parquet")
 
 @dataclass
 class Queries:
-    """`sentences`, and in `targets` the right picture's image_id of each, or None when the file has no `image` column."""
+    """`sentences`, and in `targets` the image_id of the right picture of each, or None when the file does not say."""
 
     sentences: list[str]
     targets: list[str] | None = None
@@ -51,7 +51,7 @@ def read_queries(path: str | Path, query_column: str = "caption") -> Queries:
     if not rows:
         raise UserError(f"the queries file {path} holds no queries")
     sentences = [_sentence(value, place, path, query_column) for place, value, _ in rows]
-    if IMAGE_COLUMN not in columns or IMAGE_COLUMN == query_column:
+    if IMAGE_COLUMN not in columns or query_column == IMAGE_COLUMN:
         return Queries(sentences)
     without = [place for place, _, image in rows if not isinstance(image, str) or not image]
     if len(without) == len(rows):
@@ -74,8 +74,9 @@ def check_targets(queries: Queries, image_ids: Iterable[str], path: str | Path) 
         asked = sum(target not in known for target in queries.targets)
         shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
         raise UserError(
-            f"{asked} of {len(queries.targets)} queries in {path} name {len(strangers)} pictures that are not in the gallery "
-            f"of {len(known)} ({shown}); an image is named by its path relative to the gallery's folder, extension included"
+            f"{asked} of {len(queries.targets)} queries in {path} name {len(strangers)} pictures that are not in the "
+            f"gallery of {len(known)} ({shown}); an image is named by its path relative to the gallery's folder, "
+            "extension included"
         )
 
 

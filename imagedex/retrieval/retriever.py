@@ -58,7 +58,12 @@ class VectorRetriever(Retriever):
         if len(vectors) != len(self.image_ids):
             raise ValueError(f"{len(vectors)} vectors for {len(self.image_ids)} pictures")
         self.model, self.tokenizer = model, tokenizer
-        self.device, self.batch_size, self.text_kwargs, self.progress = torch.device(device), batch_size, text_kwargs, progress
+        self.device, self.batch_size, self.text_kwargs, self.progress = (
+            torch.device(device),
+            batch_size,
+            text_kwargs,
+            progress,
+        )
         # scores are computed in float64, which Apple's GPUs do not have
         self.vectors = vectors.to("cpu" if self.device.type == "mps" else self.device)
 

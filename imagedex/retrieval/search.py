@@ -1,10 +1,11 @@
 """Exact search over unit vectors by blocks, and the ranks and metrics that follow from it.
 
-Scores are cosines: float32 vectors multiplied in float64 and rounded to float32 (`similarity`). A float32 matrix product
-gives the same pair of vectors another last bit when the block has another shape, so that two equal pictures would not
-tie; products of float32 numbers are exact in float64, and after the rounding equal pairs have equal scores whatever the
-block (but for a chance of about 1e-8 a pair, that a sum lies on a rounding boundary). The right item's score is read from
-the very block it is compared with. So `top_k`, the ranks here and `rank_from_scores` of the full matrix all agree.
+Scores are cosines: float32 vectors multiplied in float64 and rounded to float32 (`similarity`). A float32 matrix
+product gives the same pair of vectors another last bit when the block has another shape, so that two equal pictures
+would not tie; products of float32 numbers are exact in float64, and after the rounding equal pairs have equal scores
+whatever the block (but for a chance of about 1e-8 a pair that a sum lies on a rounding boundary). The right item's
+score is read from the very block it is compared with. So `top_k`, the ranks here and `rank_from_scores` of the full
+matrix agree.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ _LOW_32 = 0xFFFFFFFF
 
 
 def similarity(queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
-    """Dot products of (Q, D) and (N, D) float32 vectors: (Q, N) float32, computed in float64 (see the module's text)."""
+    """Dot products of (Q, D) and (N, D) float32 vectors: (Q, N) float32, computed in float64 (see above)."""
     return (queries.double() @ gallery.double().T).float()
 
 

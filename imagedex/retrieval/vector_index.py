@@ -1,8 +1,8 @@
 """Gallery vectors on disk, in shards: a stopped run goes on where it was, and shards of another model are refused.
 
-    index/
-      index.json                  model and gallery fingerprints, rows a shard, the image_ids in the order of the rows
-      vectors-00000.safetensors   "vectors": (rows, D) float32 unit vectors
+index/
+  index.json                  model and gallery fingerprints, rows a shard, the image_ids in the order of the rows
+  vectors-00000.safetensors   "vectors": (rows, D) float32 unit vectors
 """
 
 import hashlib
@@ -37,13 +37,13 @@ def model_fingerprint(model: torch.nn.Module, image_processor) -> str:
 
 
 def gallery_fingerprint(dataset) -> str:
-    """Hash of the image_ids and of what tells a changed picture cheaply: size and time of its file, or its byte count."""
+    """Hash of the image_ids and of what betrays a changed picture: its file's size and time, or its length in bytes."""
     digest = hashlib.blake2b(digest_size=16)
     columns = dataset.select_columns(["image_id", "image"]).with_format("arrow")
     for table in columns.iter(batch_size=1000):
         image = table["image"].combine_chunks()
-        stored = image.field("bytes")
-        for row, (image_id, path) in enumerate(zip(table["image_id"].to_pylist(), image.field("path").to_pylist())):
+        stored, paths = image.field("bytes"), image.field("path").to_pylist()
+        for row, (image_id, path) in enumerate(zip(table["image_id"].to_pylist(), paths, strict=True)):
             if stored[row].is_valid:
                 state = len(stored[row].as_buffer())
             else:
@@ -66,7 +66,9 @@ def check_index(index_dir: str | Path, model_hash: str, gallery_hash: str) -> di
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found = {name: manifest[name] for name in ("format", "model", "gallery", "rows_per_shard", "image_ids")}
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not an index that can be read; delete {path.parent} or give another folder") from error
+        raise UserError(
+            f"{path} is not an index that can be read; delete {path.parent} or give another folder"
+        ) from error
     for name, expected, what in (
         ("format", FORMAT, "format"),
         ("model", model_hash, "model (other weights or another preprocessing)"),
@@ -113,9 +115,11 @@ def encode_gallery(
     missing = [shard for shard in shards if _read_shard(index_dir, manifest, *shard) is None]
     if len(missing) < len(shards):
         logger.info("%d of %d shards of %s are there already", len(shards) - len(missing), len(shards), index_dir)
-    # A batch never crosses a shard's border: a run that was stopped and went on has the same batches as one that was not.
+    # A batch never crosses a shard's border: a run that was stopped and went on has the batches of one that was not.
     batches = [
-        range(first, min(first + batch_size, stop)) for _, start, stop in missing for first in range(start, stop, batch_size)
+        range(first, min(first + batch_size, stop))
+        for _, start, stop in missing
+        for first in range(start, stop, batch_size)
     ]
     pending = []
     vectors = image_vector_batches(model, image_processor, dataset, batches, device, num_workers, progress)

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import sys
-from pathlib import Path
 
 import datasets
 import transformers
@@ -38,8 +37,9 @@ def setup_logging(args: TrainingArguments) -> None:
         logging.getLogger(name).setLevel(logging.INFO if main_process else logging.ERROR)
     transformers.logging.set_verbosity_warning()
     datasets.utils.logging.set_verbosity_warning()
-    if not main_process or args.disable_tqdm:
+    if not main_process or args.disable_tqdm or not sys.stderr.isatty():  # short bars are noise in a file
         datasets.disable_progress_bars()
+        transformers.logging.disable_progress_bar()
 
 
 class Run:

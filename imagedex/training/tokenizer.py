@@ -9,21 +9,23 @@ logger = logging.getLogger(__name__)
 
 
 def train_tokenizer(captions, vocab_size: int = 4000) -> PreTrainedTokenizerFast:
-    """A lower-casing Unigram tokenizer in T5's layout: <pad> 0, </s> 1, <unk> 2, </s> ends a text, a digit is one token.
+    """A lower-casing BPE tokenizer in T5's layout: <pad> 0, </s> 1, <unk> 2, </s> ends a text, a digit is one token.
+
+    BPE and not T5's Unigram, because the same captions must give the same pieces in every process: ranks train it each
+    for itself, and a run that goes on trains it again. (The Unigram trainer of `tokenizers` differs from run to run.)
 
     Args: captions, an iterable of strings; vocab_size, at most (few captions give fewer pieces).
     """
-    tokenizer = Tokenizer(models.Unigram())
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(), pre_tokenizers.Digits(individual_digits=True)]
     )
     tokenizer.decoder = decoders.Metaspace()
     special = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(
+    trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=special,
-        unk_token="<unk>",
         initial_alphabet=list("0123456789▁"),
         show_progress=False,
     )

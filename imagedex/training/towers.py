@@ -46,49 +46,57 @@ def build_tower_config(value: dict | None, argument: str, **overrides):
 
 
 def check_towers(model: ModelArguments, xmatching: XMatchingArguments) -> None:
-    """Each tower must come from exactly one place."""
-    if model.model_name_or_path or model.config_name:
-        given = [
-            name
-            for name, value in {
-                "text_model_name_or_path": xmatching.text_model_name_or_path,
-                "text_config": xmatching.text_config,
-                "vision_model_name_or_path": model.vision_model_name_or_path,
-                "vision_config": model.vision_config,
-            }.items()
-            if value
-        ]
+    """Before anything is read: each tower comes from exactly one place, and what is there is of the right kind."""
+    towers = {
+        "text_model_name_or_path": xmatching.text_model_name_or_path,
+        "text_config": xmatching.text_config,
+        "vision_model_name_or_path": model.vision_model_name_or_path,
+        "vision_config": model.vision_config,
+    }
+    given = [name for name, value in towers.items() if value]
+    whole = "model_name_or_path" if model.model_name_or_path else "config_name"
+    name = model.model_name_or_path or model.config_name
+    if name:
         if given:
-            whole = "model_name_or_path" if model.model_name_or_path else "config_name"
             raise UserError(f"--{whole} brings both towers, so --{given[0]} cannot be given with it")
+        found = from_hub(PreTrainedConfig.get_config_dict, name, whole)[0].get("model_type", "nameless")
+        if found != XMatchingConfig.model_type:
+            raise UserError(f"--{whole} {name} is a {found} model; this script trains xmatching models")
         return
-    for side, name, config in (
-        ("text", xmatching.text_model_name_or_path, xmatching.text_config),
-        ("vision", model.vision_model_name_or_path, model.vision_config),
-    ):
-        if not name and not config:
-            raise UserError(
-                f"no {side} tower: give --{side}_model_name_or_path (pretrained) or --{side}_config (from scratch)"
-            )
+    for side in ("text", "vision"):
+        pretrained, config = f"{side}_model_name_or_path", f"{side}_config"
+        if bool(towers[pretrained]) == bool(towers[config]):
+            problem = "both given for" if towers[config] else "no"
+            raise UserError(f"{problem} {side} tower: give --{pretrained} (pretrained) or --{config} (from scratch)")
+        if towers[config]:
+            build_tower_config(towers[config], config)
+        else:
+            from_hub(AutoConfig.from_pretrained, towers[pretrained], pretrained)
 
 
 def build_processor(model: ModelArguments, xmatching: XMatchingArguments, image_size, captions) -> XMatchingProcessor:
     """Tokenizer and image processor of the towers; where a tower is new, a tokenizer trained on the captions and plain
     resizing to `image_size` (or the size in vision_config)."""
-    whole = model.model_name_or_path
-    tokenizer_name = model.tokenizer_name or whole or xmatching.text_model_name_or_path
-    if tokenizer_name:
-        argument = next(
-            name
-            for name in ("tokenizer_name", "model_name_or_path", "text_model_name_or_path")
-            if getattr(model, name, None) == tokenizer_name or getattr(xmatching, name, None) == tokenizer_name
-        )
-        tokenizer = from_hub(AutoTokenizer.from_pretrained, tokenizer_name, argument)
+
+    def first_given(**names):
+        return next(((argument, name) for argument, name in names.items() if name), None)
+
+    found = first_given(
+        tokenizer_name=model.tokenizer_name,
+        model_name_or_path=model.model_name_or_path,
+        text_model_name_or_path=xmatching.text_model_name_or_path,
+    )
+    if found:
+        tokenizer = from_hub(AutoTokenizer.from_pretrained, found[1], found[0])
     else:
         tokenizer = train_tokenizer(captions, model.tokenizer_vocab_size)
-    processor_name = model.image_processor_name or whole or model.vision_model_name_or_path
-    if processor_name:
-        image_processor = from_hub(AutoImageProcessor.from_pretrained, processor_name, "image_processor_name")
+    found = first_given(
+        image_processor_name=model.image_processor_name,
+        model_name_or_path=model.model_name_or_path,
+        vision_model_name_or_path=model.vision_model_name_or_path,
+    )
+    if found:
+        image_processor = from_hub(AutoImageProcessor.from_pretrained, found[1], found[0])
     else:
         side = image_size or (model.vision_config or {}).get("image_size") or 224
         image_processor = ViTImageProcessorPil(size={"height": side, "width": side})
@@ -100,18 +108,14 @@ def build_model(model: ModelArguments, xmatching: XMatchingArguments, processor:
     fields = xmatching.config_fields()
     hf_logging.set_verbosity_error()  # the load report lists heads that are new on purpose
     try:
-        if model.model_name_or_path or model.config_name:
-            argument = "model_name_or_path" if model.model_name_or_path else "config_name"
-            name = model.model_name_or_path or model.config_name
-            found = from_hub(PreTrainedConfig.get_config_dict, name, argument)[0].get("model_type", "nameless")
-            if found != XMatchingConfig.model_type:
-                raise UserError(f"--{argument} {name} is a {found} model; this script trains xmatching models")
+        name = model.model_name_or_path or model.config_name
+        if name:
             config = XMatchingConfig.from_pretrained(name, **fields)
-            return (
-                XMatchingModel.from_pretrained(name, config=config)
-                if model.model_name_or_path
-                else XMatchingModel(config)
-            )
+            if model.model_name_or_path:
+                return XMatchingModel.from_pretrained(name, config=config)
+            for field, value in tokenizer_fields(processor.tokenizer).items():
+                setattr(config.text_config, field, value)
+            return XMatchingModel(config)
         side = processor.image_processor.size.get("height")
         sizes = {"image_size": side} if side else {}
         return XMatchingModel.from_text_vision_pretrained(

@@ -2,7 +2,7 @@
 
 Plain numpy functions (`rank_from_scores`, `rank_from_list`, `summarize_ranks`) and, around them, a module for
 ``evaluate.load("metrics/hits_at_k")``. A tie counts against the model: an item that scores exactly as much as the
-right one is taken to stand before it, so a model that gives every item the same score gets the worst rank, not the best.
+right one is taken to stand before it, so a model that scores all items alike gets the worst rank, not the best.
 """
 
 # evaluate reads this file line by line to find what it needs: one import a line.
@@ -70,7 +70,7 @@ def rank_from_scores(scores, relevant):
         return 1 + ((scores >= best) & ~relevant).sum(axis=1)
     if not np.issubdtype(relevant.dtype, np.integer) or relevant.shape != scores.shape[:1]:
         raise ValueError(f"relevant must be (Q,) integers or (Q, N) booleans, got {relevant.dtype} {relevant.shape}")
-    if relevant.size and not (0 <= relevant.min() and relevant.max() < scores.shape[1]):
+    if relevant.size and not (relevant.min() >= 0 and relevant.max() < scores.shape[1]):
         raise ValueError(f"relevant names a column outside 0..{scores.shape[1] - 1}")
     own = np.take_along_axis(scores, relevant[:, None], axis=1)  # (Q, 1)
     return (scores >= own).sum(axis=1)  # the right item counts itself: that is the 1

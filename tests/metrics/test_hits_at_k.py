@@ -16,12 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def naive_rank(scores, relevant):
     """Sort pessimistically: by score, and among equal scores the irrelevant items first."""
     order = sorted(range(len(scores)), key=lambda item: (-scores[item], item in relevant))
-    irrelevant_before = 0
-    for item in order:
-        if item in relevant:
-            return 1 + irrelevant_before
-        irrelevant_before += 1
-    raise AssertionError("nothing relevant")
+    return 1 + next(place for place, item in enumerate(order) if item in relevant)
 
 
 @pytest.mark.parametrize("levels", [2, 5, 10_000])  # few levels: ties everywhere

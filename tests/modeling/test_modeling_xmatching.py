@@ -136,7 +136,9 @@ def test_a_frozen_tower_stays_in_evaluation_mode():
     model = tiny(freeze_text_tower=True, freeze_vision_tower=False).train()
     assert not any(module.training for module in model.text_model.modules())
     assert model.vision_model.training and model.text_head.training
-    first, second = (model.get_text_features(**{k: batch()[k] for k in ("input_ids", "attention_mask")}) for _ in range(2))
+    first, second = (
+        model.get_text_features(**{k: batch()[k] for k in ("input_ids", "attention_mask")}) for _ in range(2)
+    )
     torch.testing.assert_close(first.last_hidden_state, second.last_hidden_state, atol=0, rtol=0)  # no dropout inside
 
 
@@ -213,7 +215,9 @@ def test_bf16_and_eager_attention_agree_with_the_default(tmp_path):
 def test_one_side_alone_gives_its_embeddings_and_the_tuple_form_keeps_the_order():
     model, inputs = tiny().eval(), batch()
     both = model(**inputs)
-    assert torch.equal(model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).text_embeds, both.text_embeds)
+    assert torch.equal(
+        model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).text_embeds, both.text_embeds
+    )
     assert torch.equal(model(pixel_values=inputs["pixel_values"]).image_embeds, both.image_embeds)
     assert torch.equal(model(**inputs, return_dict=False)[0], both.loss)
 

@@ -41,15 +41,18 @@ again = AutoModel.from_pretrained("again", trust_remote_code=True).eval()
 with torch.no_grad():
     assert torch.equal(again.get_image_features(batch["pixel_values"]).pooler_output, image)
 AutoProcessor.from_pretrained("again", trust_remote_code=True)
+frozen = not any(p.requires_grad for p in model.text_model.parameters())
 print(json.dumps({"model_type": config.model_type, "text": text.tolist(), "image": image.tolist(),
-                  "saved": sorted(os.listdir("again")), "frozen": not any(p.requires_grad for p in model.text_model.parameters())}))
+                  "saved": sorted(os.listdir("again")), "frozen": frozen}))
 """
 
 
 def test_a_saved_model_works_without_this_repository(tmp_path, text_config, vision_config):
     torch.manual_seed(0)
     tokenizer = train_tokenizer(SENTENCES * 3, 60)
-    processor = XMatchingProcessor(image_processor=ViTImageProcessorPil(size={"height": 32, "width": 32}), tokenizer=tokenizer)
+    processor = XMatchingProcessor(
+        image_processor=ViTImageProcessorPil(size={"height": 32, "width": 32}), tokenizer=tokenizer
+    )
     model = XMatchingModel(
         XMatchingConfig(
             text_config=text_config | {"vocab_size": len(tokenizer)},

@@ -16,7 +16,30 @@ from transformers import (
     SiglipProcessor,
 )
 
-WORDS = "a the red green blue yellow left right half side is on of and beside next to , dog runs in grass".split()
+WORDS = [
+    "a",
+    "the",
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "left",
+    "right",
+    "half",
+    "side",
+    "is",
+    "on",
+    "of",
+    "and",
+    "beside",
+    "next",
+    "to",
+    ",",
+    "dog",
+    "runs",
+    "in",
+    "grass",
+]
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 

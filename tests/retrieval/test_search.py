@@ -147,7 +147,9 @@ def test_five_folds_are_five_evaluations_averaged(example):
     for fold in range(5):
         inside = np.flatnonzero(targets // 12 == fold)
         scores = full_matrix(texts[inside], images[fold * 12 : fold * 12 + 12])
-        folds.append([naive_rank(row, {t}) for row, t in zip(scores.tolist(), targets[inside] - fold * 12, strict=True)])
+        folds.append(
+            [naive_rank(row, {t}) for row, t in zip(scores.tolist(), targets[inside] - fold * 12, strict=True)]
+        )
     figures = search.retrieval_metrics(texts, images, targets, five_fold=True)
     assert figures["hits@1"] == pytest.approx(np.mean([np.mean(np.array(ranks) <= 1) for ranks in folds]))
     assert figures["mrr"] == pytest.approx(np.mean([np.mean(1 / np.array(ranks)) for ranks in folds]))

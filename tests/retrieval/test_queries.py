@@ -1,0 +1,113 @@
+"""Every form of a file of queries, and what is said about the wrong ones."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from imagedex.errors import UserError
+from imagedex.retrieval.queries import Queries, check_targets, read_queries
+
+SENTENCES = ["a dog , running", "größer \u2028 als ein Haus", 'says "stop"']
+IMAGES = ["a.jpg", "dogs/b.jpg", "a.jpg"]
+EXPECTED = ["a dog , running", "größer als ein Haus", 'says "stop"']
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def write_table(path, columns):
+    """The same table in the form of the extension, each written by another library than the one that reads it."""
+    import pandas
+
+    table = pandas.DataFrame(columns)
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    elif path.suffix == ".jsonl":
+        table.to_json(path, orient="records", lines=True, force_ascii=False)
+    else:
+        table.to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("extension", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("column", ["caption", "question"])
+def test_tables_with_and_without_right_pictures(tmp_path, extension, column):
+    path = write_table(tmp_path / f"q{extension}", {"id": [1, 2, 3], column: SENTENCES})
+    assert read_queries(path, column) == Queries(EXPECTED, None)
+    path = write_table(tmp_path / f"q{extension}", {column: SENTENCES, "image": IMAGES})
+    assert read_queries(path, column) == Queries(EXPECTED, IMAGES)
+    path = write_table(tmp_path / f"q{extension}", {column: SENTENCES, "image": [None] * 3})
+    assert read_queries(path, column) == Queries(EXPECTED, None)
+
+
+def test_text_is_one_sentence_a_line(tmp_path):
+    path = write(tmp_path, "q.txt", "\ufeffa dog\r\n\r\n  two\tcats \nlast")
+    assert read_queries(path, "whatever") == Queries(["a dog", "two cats", "last"])
+
+
+def test_csv_with_byte_order_mark_and_line_breaks(tmp_path):
+    path = write(tmp_path, "q.csv", '\ufeffcaption,image\r\n"a dog,\nrunning",a.jpg\r\n')
+    assert read_queries(path) == Queries(["a dog, running"], ["a.jpg"])
+
+
+def test_extension_in_capitals(tmp_path):
+    assert read_queries(write(tmp_path, "Q.TXT", "a")).sentences == ["a"]
+
+
+WRONG = {
+    "no such file": ("missing.csv", None, "does not exist"),
+    "unknown extension": ("q.xlsx", "x", "must end in .txt, .csv, .jsonl or .parquet"),
+    "empty txt": ("q.txt", "\n \n", "holds no queries"),
+    "empty csv": ("q.csv", "", "holds no queries"),
+    "csv with a header only": ("q.csv", "caption,image\n", "holds no queries"),
+    "empty jsonl": ("q.jsonl", "\n", "holds no queries"),
+    "no column in csv": ("q.csv", "text,image\na dog,a.jpg\n", "no column 'caption'; it has 'text', 'image'"),
+    "no column in jsonl": ("q.jsonl", '{"text": "a"}', "no column 'caption'; it has 'text'"),
+    "empty sentence": ("q.csv", 'caption,id\na,1\n" ",2\n', "line 3: the sentence is empty"),
+    "short csv row": ("q.csv", "id,caption\n1,a\n2\n", "line 3: column 'caption' holds None"),
+    "unquoted comma": ("q.csv", "image,caption\na.jpg,a dog, running\n", "line 2: more fields"),
+    "not a sentence": ("q.jsonl", '{"caption": 3}', "line 1: column 'caption' holds 3"),
+    "missing in one row": ("q.jsonl", '{"caption": "a"}\n{"text": "b"}', "line 2: column 'caption' holds None"),
+    "not json": ("q.jsonl", '{"caption": "a"}\n{', "line 2 is not JSON"),
+    "not an object": ("q.jsonl", '["a"]', "line 1 is not a JSON object"),
+    "not parquet": ("q.parquet", "x", "not a Parquet file"),
+    "not utf-8": ("q.txt", "größe".encode("latin-1"), "not UTF-8"),
+    "some right pictures": ("q.csv", "caption,image\na,a.jpg\nb,\nc,\n", "2 of 3 have none, the first is line 3"),
+    "broken quotes": ("q.csv", 'caption,image\n"a,a.jpg\n', "line"),
+}
+
+
+@pytest.mark.parametrize("name, content, message", WRONG.values(), ids=WRONG)
+def test_wrong_files_get_one_clear_line(tmp_path, name, content, message):
+    path = tmp_path / name if content is None else write(tmp_path, name, content)
+    with pytest.raises(UserError) as raised:
+        read_queries(path)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value) and str(path) in str(raised.value)
+
+
+def test_empty_parquet(tmp_path):
+    path = tmp_path / "q.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"caption": pyarrow.array([], pyarrow.string())}), path)
+    with pytest.raises(UserError, match="holds no queries"):
+        read_queries(path)
+
+
+def test_right_pictures_outside_the_gallery_are_counted():
+    queries = Queries(["a", "b", "c", "d"], ["x.jpg", "in.jpg", "x.jpg", "y.jpg"])
+    with pytest.raises(
+        UserError, match="3 of 4 queries in q.csv name 2 pictures that are not in the gallery of 1 .x.jpg, y"
+    ):
+        check_targets(queries, ["in.jpg"], "q.csv")
+    check_targets(queries, ["in.jpg", "x.jpg", "y.jpg"], "q.csv")
+    check_targets(Queries(["a"]), [], "q.csv")
+
+
+def test_json_lines_may_be_written_by_hand(tmp_path):
+    lines = [json.dumps({"caption": "a", "image": "x.jpg"}), "", json.dumps({"caption": "b", "image": "y.jpg", "n": 1})]
+    assert read_queries(write(tmp_path, "q.jsonl", "\n".join(lines))).targets == ["x.jpg", "y.jpg"]
