@@ -10,17 +10,20 @@ from imagedex.corpora.paths import corpus_image_root, picture_at, read_json, usu
 from imagedex.corpora.schema import FormContents, Picture, merge_by_picture
 from imagedex.errors import UserError
 
-STEMS = ("flickr30k", "coco_karpathy", "coco")
+STEMS = ("flickr30k", "coco_karpathy")
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
 def find(folder: Path) -> Path | None:
-    """The train file of this form in ``folder``."""
-    return next((folder / f"{stem}_train.json" for stem in STEMS if (folder / f"{stem}_train.json").is_file()), None)
+    """The one train file of this form in ``folder``, or ``folder`` itself when there are several to choose from."""
+    files = _train_files(folder)
+    return (next(iter(files.values())) if len(files) == 1 else folder) if files else None
 
 
-def read(file: Path, *, image_dir: str | None = None) -> FormContents:
-    """Reads the train file and the ``_val`` and ``_test`` files beside it.
+def read(found: Path, *, config_name: str | None = None, image_dir: str | None = None) -> FormContents:
+    """Reads a train file and the ``_val`` and ``_test`` files beside it.
+
+    ``found`` is the train file, or a folder of several, of which ``config_name`` names one (``coco_karpathy``).
 
     ``image_id`` is the path as written, relative to the folder that holds ``flickr30k-images``; where the pictures lie
     in a folder of another name, it is the file name.
@@ -28,6 +31,7 @@ def read(file: Path, *, image_dir: str | None = None) -> FormContents:
     Raises:
         UserError: a file is of another form, or the pictures cannot be found.
     """
+    file = _chosen(found, config_name) if found.is_dir() else found
     rows = {}
     for ending, split in SPLITS.items():
         part = file.with_name(file.name.replace("_train.json", f"_{ending}.json"))
@@ -41,6 +45,18 @@ def read(file: Path, *, image_dir: str | None = None) -> FormContents:
         for split, part in rows.items()
     }
     return FormContents(f"BLIP {file.name}", splits)
+
+
+def _train_files(folder: Path) -> dict[str, Path]:
+    files = {stem: folder / f"{stem}_train.json" for stem in STEMS}
+    return {stem: file for stem, file in files.items() if file.is_file()}
+
+
+def _chosen(folder: Path, config_name: str | None) -> Path:
+    files = _train_files(folder)
+    if config_name not in files:
+        raise UserError(f"{folder} holds several BLIP files; choose with --dataset_config_name: {', '.join(files)}")
+    return files[config_name]
 
 
 def _read_rows(file: Path) -> list[tuple[str, list[str], str]]:

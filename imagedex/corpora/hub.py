@@ -39,8 +39,11 @@ def find(folder: Path) -> Path | None:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return folder
     suffixes = {*SUFFIXES, ".arrow"}
-    tables = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-    return folder if next(tables, None) else None
+    for _, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if any(os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".") for name in names):
+            return folder
+    return None
 
 
 def read(

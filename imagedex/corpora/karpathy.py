@@ -1,8 +1,8 @@
-"""Karpathy's ``dataset_coco.json``, ``dataset_flickr8k.json``, ``dataset_flickr30k.json`` (cs.stanford.edu/people/karpathy).
+"""Karpathy's caption files, ``dataset_coco.json`` and likewise for Flickr8k and Flickr30k (arXiv 1412.2306).
 
-``{"dataset": "coco", "images": [{"filepath": "val2014", "filename": "COCO_val2014_....jpg", "cocoid": 391895, "imgid": 0,
-"split": "test", "sentences": [{"raw": "...", ...}, ...]}, ...]}``; Flickr's pictures have no ``filepath``. The split
-``restval`` (COCO validation pictures that Karpathy trains on) is joined to train.
+``{"dataset": "coco", "images": [{"filepath": "val2014", "filename": "COCO_val2014_000000391895.jpg", "cocoid": 391895,
+"imgid": 0, "split": "test", "sentences": [{"raw": "...", ...}, ...]}, ...]}``; Flickr's pictures have no ``filepath``.
+The split ``restval`` (pictures of COCO's validation half that are trained on) is joined to train.
 """
 
 import logging
@@ -26,15 +26,17 @@ def find(folder: Path) -> Path | None:
 def read(found: Path, *, config_name: str | None = None, image_dir: str | None = None) -> FormContents:
     """Reads ``found``, or in a folder of several the one that ``config_name`` names (``coco`` for dataset_coco.json).
 
-    ``image_id`` is ``filepath/filename`` (``val2014/COCO_val2014_000000391895.jpg``), ``source_id`` the cocoid or imgid.
+    ``image_id`` is ``val2014/COCO_val2014_000000391895.jpg`` for COCO, the file name for Flickr; ``source_id`` is the
+    cocoid, or the imgid where there is none.
 
     Raises:
         UserError: the file is of another form, names an unknown split, or the pictures cannot be found.
     """
     file = _chosen(found, config_name) if found.is_dir() else found
-    images = read_json(file).get("images")
+    content = read_json(file)
+    images = content.get("images") if isinstance(content, dict) else None
     if not images:
-        raise UserError(f"{file} holds no pictures")
+        raise UserError(f"{file} is not Karpathy's form: it lists no images")
     try:
         rows = [
             (image["split"], _name(image), [sentence["raw"] for sentence in image["sentences"]], _source(image))
@@ -42,7 +44,8 @@ def read(found: Path, *, config_name: str | None = None, image_dir: str | None =
         ]
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{file} is not Karpathy's form: a picture without {error}; expected are split, filename and sentences with raw"
+            f"{file} is not Karpathy's form (a picture without {error}); "
+            "expected are split, filename and sentences with raw"
         ) from error
     unknown = sorted({split for split, *_ in rows} - set(SPLITS))
     if unknown:
@@ -62,10 +65,14 @@ def read(found: Path, *, config_name: str | None = None, image_dir: str | None =
 
 
 def _files(folder: Path) -> list[Path]:
-    # dataset_dict.json and dataset_info.json belong to datasets.
-    return sorted(
-        file for file in folder.glob("dataset_*.json") if file.name not in ("dataset_dict.json", "dataset_info.json")
-    )
+    return sorted(file for file in folder.glob("dataset_*.json") if _lists_images(file))
+
+
+def _lists_images(file: Path) -> bool:
+    """Others name their files so too (dataset_info.json of datasets); the beginning tells, the whole may be large."""
+    with open(file, encoding="utf-8", errors="replace") as content:
+        start = content.read(4096)
+    return '"images"' in start or '"sentences"' in start
 
 
 def _chosen(folder: Path, config_name: str | None) -> Path:

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ class Form(NamedTuple):
     looks_like: str
     find: Callable[[Path], Path | None]
     read: Callable[[Path, Request], FormContents]
+    files: tuple[str, ...] = ()  # names of caption files that may also be given themselves
 
 
 # The first form that finds its file wins, so the particular ones come before the general ones.
@@ -51,6 +53,7 @@ FORMS = (
         "Karpathy's dataset_*.json",
         karpathy.find,
         lambda found, request: karpathy.read(found, config_name=request.config_name, image_dir=request.image_dir),
+        ("dataset_*.json",),
     ),
     Form(
         "LXMERT's mscoco_train.json, mscoco_nominival.json, mscoco_minival.json, vgnococo.json",
@@ -65,12 +68,14 @@ FORMS = (
     Form(
         "BLIP's flickr30k_train.json",
         blip.find,
-        lambda found, request: blip.read(found, image_dir=request.image_dir),
+        lambda found, request: blip.read(found, config_name=request.config_name, image_dir=request.image_dir),
+        tuple(f"{stem}_train.json" for stem in blip.STEMS),
     ),
     Form(
         "captions.txt (Flickr8k) or results.csv (Flickr30k) with pictures",
         flickr.find,
         lambda found, request: flickr.read(found, **request.columns),
+        flickr.FILES,
     ),
     Form(
         "an imagefolder with metadata.csv, .jsonl or .parquet",
@@ -183,9 +188,9 @@ def _read_folder(folder: Path, request: Request) -> FormContents:
 
 
 def _read_file(file: Path, request: Request) -> FormContents:
-    """A caption file given by its own name: the form is that of its folder, but this very file is read."""
+    """A caption file given by its own name: read in its form, whatever else its folder holds."""
     for form in FORMS:
-        if form.find(file.parent) == file:
+        if any(fnmatch(file.name, name) for name in form.files):
             return form.read(file, request)
     raise UserError(
         f"--dataset_name {file} is a file of no known form; for a table of pictures and captions use --train_file"

@@ -21,7 +21,7 @@ COCO_FILES = {"train": ("mscoco_train", "mscoco_nominival"), "validation": ("msc
 VISUAL_GENOME_FILE = "vgnococo"
 SOURCES = ("mscoco", "vg", "vqa", "gqa", "visual7w")
 
-# Where the pictures lie relative to the caption files; data/lxmert beside data/mscoco is how the originals lay them out.
+# Where the pictures lie relative to the caption files; the originals have data/lxmert beside data/mscoco/images.
 _COCO_FOLDERS = ("", "images", "mscoco", "mscoco/images", "coco", "coco/images", "../mscoco/images", "../mscoco",
                  "../coco/images", "../coco")  # fmt: skip
 _VISUAL_GENOME_FOLDERS = ("", "images", "vg", "vg/images", "../vg", "../vg/images")
@@ -85,6 +85,7 @@ def coco_name(image_id: str) -> str:
 
 def _sources(config_name: str | None) -> list[str]:
     sources = [name.strip() for name in re.split("[,+]", config_name)] if config_name else ["mscoco"]
+    sources = list(dict.fromkeys(sources))
     unknown = [name for name in sources if name not in SOURCES]
     if unknown:
         raise UserError(
@@ -129,7 +130,7 @@ def _root(names: list[str], folder: Path, given: str | None, usual: tuple[str, .
 
 
 def _genome_locator(names: list[str], folder: Path, given: str | None):
-    """How a Visual Genome id becomes (root, path below it): VG_100K and VG_100K_2 side by side, or all in one folder."""
+    """How an id becomes (root, path below it): VG_100K and VG_100K_2 side by side, or all pictures in one folder."""
     if not names:
         return lambda image_id: (folder, f"{image_id}.jpg")
     base = require_folder(given, "--visual_genome_dir") if given else folder
@@ -141,5 +142,6 @@ def _genome_locator(names: list[str], folder: Path, given: str | None):
                 root,
                 f"VG_100K_2/{image_id}.jpg" if (second / f"{image_id}.jpg").is_file() else f"VG_100K/{image_id}.jpg",
             )
-    root = find_image_root([f"{name}.jpg" for name in names], roots, f"{folder} (Visual Genome)")
+    files = [f"{name}.jpg" for name in names]
+    root = find_image_root(files, roots, f"{folder} (Visual Genome)", "--visual_genome_dir")
     return lambda image_id: (root, f"{image_id}.jpg")

@@ -73,7 +73,7 @@ def _best_root(names: Sequence[str], candidates: Iterable[Path], sample: int = 1
     return candidates[hits.index(max(hits))] if any(hits) else None
 
 
-def find_image_root(names: Sequence[str], candidates: Sequence[Path], asked_by: str) -> Path:
+def find_image_root(names: Sequence[str], candidates: Sequence[Path], asked_by: str, flag: str = "--image_dir") -> Path:
     """The candidate folder that holds most of the first hundred names (the earlier one when equal).
 
     Raises:
@@ -84,7 +84,7 @@ def find_image_root(names: Sequence[str], candidates: Sequence[Path], asked_by: 
         looked = [str(folder) for folder in dict.fromkeys(candidates) if folder.is_dir()] or [str(candidates[0])]
         raise UserError(
             f"{asked_by} names pictures that are not there ({listed(list(dict.fromkeys(names)), 3)}); looked in "
-            f"{listed(looked)}; say where they are with --image_dir"
+            f"{listed(looked)}; say where they are with {flag}"
         )
     return root
 

@@ -84,7 +84,8 @@ def render_page(sheet: Sheet, thumbnails: Thumbnails) -> str:
     targets_known = any(ranking.target for row in sheet.rows for ranking in row)
     articles = "\n".join(_article(number, row, sheet.models, thumbnails) for number, row in enumerate(sheet.rows, 1))
     shown = [("all", "all queries"), ("found", "found"), ("missed", "missed")]
-    columns = max((_places(ranking) for row in sheet.rows for ranking in row), default=1)
+    columns = max((_places(ranking) for row in sheet.rows for ranking in row), default=0)
+    columns = max(columns, 6)  # so that few pictures are not blown up
     title = f"Pictures found by {', '.join(sheet.models)}"
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -150,7 +151,7 @@ def _article(number: int, row: list[Ranking], models: list[str], thumbnails: Thu
 
 def _places(ranking: Ranking) -> int:
     """How many pictures an answer shows, a right one that was missed included."""
-    return max(1, min(len(ranking.images), MAX_SHOWN) + bool(ranking.target and not is_found(ranking)))
+    return min(len(ranking.images), MAX_SHOWN) + bool(ranking.target and not is_found(ranking))
 
 
 def _answer(ranking: Ranking, thumbnails: Thumbnails) -> str:

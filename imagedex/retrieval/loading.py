@@ -98,7 +98,7 @@ def load_dual_encoder(name_or_path: str, trust_remote_code: bool = False, device
             f"{lacking[0]}; it is the checkpoint of another model, or not a whole one"
         )
     tokenizer, image_processor = getattr(processor, "tokenizer", None), getattr(processor, "image_processor", None)
-    # Where a folder has no tokenizer files, transformers 5 makes an empty tokenizer of the model's class without a word.
+    # Where a folder has no tokenizer files, transformers 5 makes an empty tokenizer of the model's class, silently.
     if tokenizer is None or len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         missing = "tokenizer"
     else:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -136,5 +138,8 @@ class XMatchingTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        # accelerate starts several CPU processes without telling them so; each would then train alone
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True
         super().__post_init__()
         self.label_names = ["image_ids"]

@@ -44,6 +44,8 @@ def test_empty_folder(tmp_path):
 
 def test_folder_of_pictures_only(tmp_path, paint, colours):
     paint(tmp_path, {"b.png": colours["red"]})
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "hidden.json").write_text("[]")
     with pytest.raises(UserError, match="holds 1 picture but no captions; put beside them one of: .*metadata.csv"):
         load_corpus(str(tmp_path))
 
@@ -51,7 +53,8 @@ def test_folder_of_pictures_only(tmp_path, paint, colours):
 def test_unknown_form(tmp_path):
     (tmp_path / "notes.md").write_text("x")
     with pytest.raises(
-        UserError, match=r"has no known form \(it holds notes\.md\); known are: captions\.txt .*imagefolder"
+        UserError,
+        match=r"has no known form \(it holds notes\.md\); known are: Karpathy.*LXMERT.*captions\.txt.*imagefolder",
     ):
         load_corpus(str(tmp_path))
     with pytest.raises(UserError, match=r"notes\.md is a file of no known form; .*--train_file"):

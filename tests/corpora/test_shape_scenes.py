@@ -18,8 +18,8 @@ from imagedex.errors import UserError
 # ---------------------------------------------------------------- a reader of its own, from the text alone
 
 COLOUR_OF = {"red": "red", "crimson": "red", "orange": "orange", "yellow": "yellow", "golden": "yellow",
-             "green": "green", "emerald": "green", "blue": "blue", "azure": "blue", "purple": "purple", "violet": "purple",
-             "pink": "pink", "rosy": "pink", "black": "black", "dark": "black"}  # fmt: skip
+             "green": "green", "emerald": "green", "blue": "blue", "azure": "blue", "purple": "purple",
+             "violet": "purple", "pink": "pink", "rosy": "pink", "black": "black", "dark": "black"}  # fmt: skip
 SHAPE_OF = {"circle": "circle", "disc": "circle", "square": "square", "box": "square", "triangle": "triangle",
             "wedge": "triangle", "star": "star", "ring": "ring", "hoop": "ring", "cross": "cross", "plus": "cross",
             "diamond": "diamond", "rhombus": "diamond", "heart": "heart"}  # fmt: skip

@@ -1,4 +1,4 @@
-"""The sheets: what is on them, that hostile text stays text, and (marked `browser`) that a browser shows every picture."""
+"""The sheets: what is on them, that hostile text stays text, and (`browser`) that a browser shows every picture."""
 
 import base64
 import html
