@@ -15,6 +15,7 @@ import imagedex.cli as cli
 from imagedex.retrieval.baselines import baseline_rows
 from imagedex.training import lifecycle, results
 from imagedex.training.arguments import DataArguments, ModelArguments, XMatchingArguments, XMatchingTrainingArguments
+from imagedex.training.augmentation import build_augmentation
 from imagedex.training.data import (
     CaptionPairs,
     Collator,
@@ -57,7 +58,9 @@ def main(argv=None):
     with args.main_process_first(desc="preprocessing"):
         if args.do_train:
             tokens = tokenize_captions(splits.train, processor.tokenizer, **texts)
-            train = CaptionPairs(tokens, Pictures(splits.train, processor.image_processor, **pixels))
+            tokens = tokens if args.shuffle_every_epoch else tokens.shuffle(seed=args.seed)
+            augment = build_augmentation(data_args.image_augmentation, processor.image_processor)
+            train = CaptionPairs(tokens, Pictures(splits.train, processor.image_processor, augment=augment, **pixels))
         if splits.evaluation is not None:
             asked = tokenize_captions(splits.evaluation, processor.tokenizer, **texts)
             gallery = Pictures(splits.gallery, processor.image_processor, **pixels)

@@ -23,7 +23,7 @@ class XMatchingConfig(PreTrainedConfig):
             `"first"` (first token) or `"mean"` (over tokens or over the feature map).
         text_head, vision_head (`str`): `"mlp"`, `"linear"`, or `"none"` (the pooled state is the embedding).
         head_hidden_sizes (`list[int]`): widths of the hidden layers of the `"mlp"` heads.
-        head_dropout (`float`): dropout after each hidden layer of a head.
+        head_dropout (`float`): dropout after each hidden layer of an `"mlp"` head, before the layer of a `"linear"` one.
         projection_dim (`int`): width of the space in which both sides meet.
         freeze_text_tower, freeze_vision_tower (`bool`): a frozen tower gets no gradient and stays in evaluation mode,
             so neither its weights nor its batch statistics move.

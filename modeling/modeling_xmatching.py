@@ -47,19 +47,24 @@ class XMatchingOutput(ModelOutput):
 
 
 class Head(nn.Module):
-    """Pooled tower state (B, width) -> embedding (B, projection_dim). ReLU and dropout after each hidden layer, as in Maria."""
+    """Pooled tower state (B, width) -> embedding (B, projection_dim).
+
+    "mlp": ReLU and dropout after each hidden layer, as in Maria. "linear": dropout, then one layer, which starts as the
+    identity where the widths agree, so that a pretrained sentence space is where training starts. "none": the state itself.
+    """
 
     def __init__(self, kind: str, width: int, hidden_sizes: list[int], dropout: float, projection_dim: int):
         super().__init__()
         if kind == "none" and width != projection_dim:
-            raise ValueError(
-                f"without a head the pooled width is the embedding's: {width} here, but projection_dim is {projection_dim}"
-            )
+            raise ValueError(f"without a head the pooled width {width} is the embedding's, but projection_dim is {projection_dim}")
         sizes = {"none": [], "linear": [projection_dim], "mlp": [*hidden_sizes, projection_dim]}[kind]
+        self.kind = kind
         self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in zip([width, *sizes], sizes, strict=False))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        if self.kind == "linear":
+            pooled = self.dropout(pooled)
         for depth, layer in enumerate(self.layers):
             if depth > 0:
                 pooled = self.dropout(F.relu(pooled))
@@ -137,9 +142,11 @@ class XMatchingModel(PreTrainedModel):
         if isinstance(module, XMatchingModel):
             if module.logit_scale is not None:
                 init.constant_(module.logit_scale, float(torch.tensor(self.config.logit_scale_init).log()))
-        elif isinstance(module, nn.Linear):  # the heads; towers initialise themselves
-            init.xavier_uniform_(module.weight)
-            init.zeros_(module.bias)
+        elif isinstance(module, Head):  # towers initialise themselves
+            for layer in module.layers:
+                square = layer.in_features == layer.out_features
+                (init.eye_ if module.kind == "linear" and square else init.xavier_uniform_)(layer.weight)
+                init.zeros_(layer.bias)
 
     def _towers(self):
         yield self.config.freeze_text_tower, self.text_model

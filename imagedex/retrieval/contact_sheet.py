@@ -5,6 +5,7 @@ As one picture here; as a page in `contact_sheet_html`.
 
 import io
 import math
+from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -256,6 +257,5 @@ def wrap(text: str, size: int, width: float, max_lines: int) -> list[str]:
 def _fit(text: str, size: int, width: float) -> str:
     if font(size).getlength(text) <= width:
         return text
-    while text and font(size).getlength(text + "...") > width:
-        text = text[:-1]
-    return text.rstrip() + "..."
+    fits = bisect(range(1, len(text)), width, key=lambda length: font(size).getlength(text[:length] + "..."))
+    return text[:fits].rstrip() + "..."

@@ -17,16 +17,21 @@ def argument(help: str, default=None, **kwargs):
     return field(default=default, metadata={"help": help, **kwargs})
 
 
-def read_config(name: str, value):
-    """A tower's configuration as a mapping (from a recipe) or JSON text (from the command line); None stays None."""
+def read_mapping(name: str, value, key: str, example: str):
+    """A mapping (from a recipe) or its JSON text (from the command line) that has `key`; None stays None."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise ValueError(f"--{name} is not valid JSON ({error}); give a mapping with its model_type") from None
-    if value is not None and (not isinstance(value, dict) or "model_type" not in value):
-        raise ValueError(f"--{name} must be a mapping with a model_type, for example {{'model_type': 'vit'}}")
+            raise ValueError(f"--{name} is not valid JSON ({error}); give a mapping with its {key}") from None
+    if value is not None and (not isinstance(value, dict) or key not in value):
+        raise ValueError(f"--{name} must be a mapping with a {key}, for example {example}")
     return value
+
+
+def read_config(name: str, value):
+    """A tower's configuration, a mapping or JSON text."""
+    return read_mapping(name, value, "model_type", "{'model_type': 'vit'}")
 
 
 @dataclass
@@ -65,6 +70,17 @@ class DataArguments:
     keep_pixels: bool = argument(
         "Decode and resize every picture once and keep the bytes, instead of each time it is seen.", False
     )
+    image_augmentation: Literal["none", "random_resized_crop"] = argument(
+        "Training pictures as they are, or a random part (8 to 100 % of the area), mirrored in half of the cases.",
+        "none",
+    )
+
+    def __post_init__(self):
+        if self.keep_pixels and self.image_augmentation != "none":
+            raise ValueError(
+                f"--keep_pixels keeps each picture once, so --image_augmentation {self.image_augmentation} cannot cut it "
+                "anew each time; give one of the two"
+            )
 
 
 @dataclass
@@ -82,9 +98,16 @@ class ModelArguments:
         "Vision tower from scratch: a mapping with model_type (JSON on the command line)."
     )
     image_processor_name: str | None = argument("Image processor; by default the vision tower's.")
+    image_processor_config: str | None = argument(
+        "Image processor of your own: a mapping with size (JSON on the command line); crop_size, resample, image_mean, "
+        "image_std and the like as in CLIPImageProcessor, whose values fill what is left out."
+    )
 
     def __post_init__(self):
         self.vision_config = read_config("vision_config", self.vision_config)
+        self.image_processor_config = read_mapping(
+            "image_processor_config", self.image_processor_config, "size", "{'size': {'shortest_edge': 256}}"
+        )
 
 
 @dataclass
@@ -103,7 +126,7 @@ class XMatchingArguments:
     text_head: Literal["mlp", "linear", "none"] | None = argument("Head on the pooled text state.")
     vision_head: Literal["mlp", "linear", "none"] | None = argument("Head on the pooled image state.")
     head_hidden_sizes: list[int] | None = argument("Widths of the hidden layers of an mlp head.")
-    head_dropout: float | None = argument("Dropout after each hidden layer of a head.")
+    head_dropout: float | None = argument("Dropout after each hidden layer of an mlp head, before a linear one.")
     projection_dim: int | None = argument("Width of the embedding.")
     freeze_text_tower: bool | None = argument("Leave the text tower as it is.")
     freeze_vision_tower: bool | None = argument("Leave the vision tower as it is.")
@@ -129,6 +152,7 @@ class XMatchingTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = argument("Kept false: the batch is made by our collator.", False)
     text_learning_rate: float | None = argument("Learning rate of the text tower; by default learning_rate.")
     vision_learning_rate: float | None = argument("Learning rate of the vision tower; by default learning_rate.")
+    shuffle_every_epoch: bool = argument("False: the captions are shuffled once, every epoch has the same batches.", True)
     compare_with_baselines: bool = argument(
         "Also answer the evaluation captions with BM25 and with mean caption vectors, from the training captions.",
         False,
@@ -143,3 +167,5 @@ class XMatchingTrainingArguments(TrainingArguments):
             self.use_cpu = True
         super().__post_init__()
         self.label_names = ["image_ids"]
+        if not self.shuffle_every_epoch:
+            self.train_sampling_strategy = "sequential"  # of captions that were shuffled once

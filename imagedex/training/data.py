@@ -44,10 +44,12 @@ class Pictures(torch.utils.data.Dataset):
         gallery: a corpus split, one row a picture.
         image_processor: resizes and crops as it says.
         keep: resize every picture once with `datasets.map` (parallel, cached on disk) and read bytes from then on.
+        augment: for training only, PIL picture -> PIL picture of the processor's size, in place of its resizing and
+            cropping (see `augmentation.py`).
     """
 
-    def __init__(self, gallery: Dataset, image_processor, keep: bool = False, num_proc: int | None = None):
-        self.image_processor = image_processor
+    def __init__(self, gallery: Dataset, image_processor, keep: bool = False, num_proc: int | None = None, augment=None):
+        self.image_processor, self.augment = image_processor, augment
         self.rows = gallery.select_columns(["image"])
         self.shape = None
         if keep:
@@ -71,7 +73,9 @@ class Pictures(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, row: int) -> dict:
-        if self.shape is None:
+        if self.augment is not None:
+            pixels = np.asarray(self.augment(self.rows[row]["image"].convert("RGB"))).transpose(2, 0, 1)
+        elif self.shape is None:
             pixels = self._resize([self.rows[row]["image"]])[0]
         else:
             pixels = np.frombuffer(self.rows[row]["pixels"], dtype=np.uint8).reshape(self.shape)

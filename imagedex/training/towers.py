@@ -10,6 +10,7 @@ from configuration.configuration_xmatching import XMatchingConfig
 from imagedex.cli import suggestion
 from imagedex.errors import UserError
 from imagedex.training.arguments import ModelArguments, XMatchingArguments
+from imagedex.training.image_processor import build_image_processor, output_size
 from imagedex.training.tokenizer import train_tokenizer
 from modeling.modeling_xmatching import XMatchingModel
 from modeling.processing_xmatching import XMatchingProcessor
@@ -47,6 +48,10 @@ def build_tower_config(value: dict | None, argument: str, **overrides):
 
 def check_towers(model: ModelArguments, xmatching: XMatchingArguments) -> None:
     """Before anything is read: each tower comes from exactly one place, and what is there is of the right kind."""
+    if model.image_processor_config:
+        if model.image_processor_name:
+            raise UserError("give --image_processor_name or --image_processor_config, not both")
+        build_image_processor(model.image_processor_config)
     towers = {
         "text_model_name_or_path": xmatching.text_model_name_or_path,
         "text_config": xmatching.text_config,
@@ -75,8 +80,8 @@ def check_towers(model: ModelArguments, xmatching: XMatchingArguments) -> None:
 
 
 def build_processor(model: ModelArguments, xmatching: XMatchingArguments, image_size, captions) -> XMatchingProcessor:
-    """Tokenizer and image processor of the towers; where a tower is new, a tokenizer trained on the captions and plain
-    resizing to `image_size` (or the size in vision_config)."""
+    """Tokenizer and image processor of the towers, or the one that image_processor_config describes; where a tower is new,
+    a tokenizer trained on the captions and plain resizing to `image_size` (or the size in vision_config)."""
 
     def first_given(**names):
         return next(((argument, name) for argument, name in names.items() if name), None)
@@ -95,7 +100,11 @@ def build_processor(model: ModelArguments, xmatching: XMatchingArguments, image_
         model_name_or_path=model.model_name_or_path,
         vision_model_name_or_path=model.vision_model_name_or_path,
     )
-    if found:
+    if model.image_processor_config:
+        if image_size:
+            raise UserError("the size of pictures is in --image_processor_config; leave --image_size out")
+        image_processor = build_image_processor(model.image_processor_config)
+    elif found:
         image_processor = from_hub(AutoImageProcessor.from_pretrained, found[1], found[0])
     else:
         side = image_size or (model.vision_config or {}).get("image_size") or 224
@@ -116,8 +125,8 @@ def build_model(model: ModelArguments, xmatching: XMatchingArguments, processor:
             for field, value in tokenizer_fields(processor.tokenizer).items():
                 setattr(config.text_config, field, value)
             return XMatchingModel(config)
-        side = processor.image_processor.size.get("height")
-        sizes = {"image_size": side} if side else {}
+        pixels = output_size(processor.image_processor)
+        sizes = {"image_size": pixels[0]} if pixels and pixels[0] == pixels[1] else {}
         return XMatchingModel.from_text_vision_pretrained(
             xmatching.text_model_name_or_path,
             model.vision_model_name_or_path,

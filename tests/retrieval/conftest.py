@@ -1,11 +1,13 @@
 """Tiny dual encoders with random weights, made offline and saved as their real counterparts are on the Hub."""
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     CLIPConfig,
     CLIPModel,
@@ -15,6 +17,10 @@ from transformers import (
     SiglipModel,
     SiglipProcessor,
 )
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from modeling.modeling_xmatching import XMatchingModel
+from modeling.processing_xmatching import XMatchingProcessor
 
 WORDS = [
     "a",
@@ -78,6 +84,42 @@ def save_tiny(folder, config_class, model_class, processor_class, image_processo
     options = {"crop_size": {"height": 32, "width": 32}} if config_class is CLIPConfig else {}
     image_processor = AutoImageProcessor.from_pretrained(folder, size=size, **options)
     processor_class(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_datasets_cache(tmp_path_factory):
+    """What `datasets` writes while these tests run is thrown away with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_xmatching(tmp_path_factory):
+    """Our own model, saved with its processor."""
+    folder = tmp_path_factory.mktemp("models") / "tiny_xmatching"
+    tokenizer = tiny_tokenizer(max_length=24)
+    tower = TOWER | {"model_type": "bert", "vocab_size": len(tokenizer), "max_position_embeddings": 24}
+    vision = {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 16],
+        "depths": [1, 1],
+        "layer_type": "basic",
+    }
+    torch.manual_seed(0)
+    model = XMatchingModel.from_text_vision_pretrained(
+        text_config=AutoConfig.for_model(**tower),
+        vision_config=AutoConfig.for_model(**vision),
+        text_pooling="mean",
+        text_pooling_layers=1,
+        head_hidden_sizes=[32],
+        projection_dim=16,
+    )
+    model.save_pretrained(folder)
+    image_processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
+    XMatchingProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
     return folder
 
 

@@ -205,7 +205,8 @@ def test_a_browser_loads_every_picture(sheet, tmp_path):
     """The page is opened in a frame beside a script that counts what has loaded: the page itself has none."""
     path = write_sheet_page(sheet, Thumbnails(load), tmp_path / "sheet.html")
     probe = tmp_path / "probe.html"
-    probe.write_text(f"""<!DOCTYPE html><iframe src="{path.name}" width="1400" height="900"></iframe><pre id="out"></pre><script>
+    probe.write_text(f"""<!DOCTYPE html><pre id="out"></pre>
+    <iframe src="{path.name}" width="1400" height="900"></iframe><script>
     addEventListener("load", () => {{
       const page = frames[0].document, images = [...page.images];
       const shown = e => e.getClientRects().length > 0;

@@ -1,11 +1,17 @@
 """Search by blocks against the full matrix, written out naively."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from imagedex.retrieval import search
 from metrics.hits_at_k.hits_at_k import summarize_ranks
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def unit_vectors(rng, rows, width=16):
@@ -102,9 +108,6 @@ def test_the_full_matrix_is_never_held(monkeypatch):
 @pytest.mark.slow
 def test_coco_size_in_bounded_memory():
     """The real size, in a process of its own: its peak memory stays far below the 500 MB that the full matrix takes."""
-    import subprocess
-    import sys
-
     code = """
 import resource, sys
 import numpy as np, torch
@@ -123,7 +126,7 @@ naive = (scores >= scores[np.arange(250), targets[::100]][:, None]).sum(1)
 assert naive.tolist() == search.ranks_by_blocks(texts[::100], images, targets[::100]).tolist()
 print(figures["gallery_size"], (after - before) // 1024)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     gallery_size, grown_mib = map(int, done.stdout.split())
     assert gallery_size == 5000
     assert grown_mib < 350
