@@ -22,7 +22,9 @@ from imagedex.training.data import (
     Pictures,
     RetrievalEvaluation,
     gallery_rows,
+    keep_frozen_states,
     load_splits,
+    token_rows,
     tokenize_captions,
 )
 from imagedex.training.model_card import CardFacts, write_model_card
@@ -52,26 +54,33 @@ def main(argv=None):
     lifecycle.check_batches(args, model.config.loss_type, len(captions))
 
     # datasets.map -> batches
+    collator = Collator(processor.tokenizer, processor.image_processor)
     texts = {"max_length": data_args.max_text_length, "num_proc": data_args.preprocessing_num_workers}
     pixels = {"keep": data_args.keep_pixels, "num_proc": data_args.preprocessing_num_workers}
+
+    def inputs(captions, pictures, augment=None, shuffle=False):
+        """Tokenised captions of a split; what the model takes for each of them; and for each picture of a split."""
+        tokens = tokenize_captions(captions, processor.tokenizer, **texts)
+        tokens = tokens.shuffle(seed=args.seed) if shuffle else tokens
+        rows = token_rows(tokens), Pictures(pictures, processor.image_processor, augment=augment, **pixels)
+        return tokens, *(keep_frozen_states(model, *rows, collator, args) if args.keep_states else rows)
+
     train = evaluation = None
     with args.main_process_first(desc="preprocessing"):
         if args.do_train:
-            tokens = tokenize_captions(splits.train, processor.tokenizer, **texts)
-            tokens = tokens if args.shuffle_every_epoch else tokens.shuffle(seed=args.seed)
             augment = build_augmentation(data_args.image_augmentation, processor.image_processor)
-            train = CaptionPairs(tokens, Pictures(splits.train, processor.image_processor, augment=augment, **pixels))
+            tokens, *rows = inputs(splits.train, splits.train, augment, shuffle=not args.shuffle_every_epoch)
+            train = CaptionPairs(*rows, tokens["image_row"])
         if splits.evaluation is not None:
-            asked = tokenize_captions(splits.evaluation, processor.tokenizer, **texts)
-            gallery = Pictures(splits.gallery, processor.image_processor, **pixels)
-            evaluation = RetrievalEvaluation(asked, gallery, gallery_rows(splits.gallery, asked["image_id"]))
+            tokens, *rows = inputs(splits.evaluation, splits.gallery)
+            evaluation = RetrievalEvaluation(*rows, gallery_rows(splits.gallery, tokens["image_id"]))
 
     trainer = XMatchingTrainer(
         model=model,
         args=args,
         train_dataset=train,
         eval_dataset=evaluation,
-        data_collator=Collator(processor.tokenizer, processor.image_processor),
+        data_collator=collator,
         processing_class=processor,
     )
     facts = CardFacts.of(splits, data_args)

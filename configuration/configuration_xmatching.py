@@ -11,8 +11,9 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 class XMatchingConfig(PreTrainedConfig):
     r"""
     The defaults are Maria's: `[CLS]` of the last four layers concatenated, MLP heads 1024-1024-512 with dropout 0.2,
-    L2-normalised embeddings, frozen towers, paired hinge loss with margin 0.5. Two differ on purpose, and Maria's recipe
-    sets them back: terms are averaged, not summed, and captions of the same picture are not each other's negatives.
+    L2-normalised embeddings, frozen towers, paired hinge loss with margin 0.5. Three differ on purpose, and
+    Maria's recipe sets them back: terms are averaged, not summed, captions of the same picture are not each other's
+    negatives, and with several processes negatives are gathered from all of them.
 
     Args:
         text_config (`dict` or `PreTrainedConfig`): any text tower AutoModel knows, with its `model_type`.
@@ -31,7 +32,10 @@ class XMatchingConfig(PreTrainedConfig):
         loss_margin (`float`): margin of the hinge losses, in units of cosine.
         loss_reduction (`str`): `"mean"` or `"sum"` over the hinge terms (Maria sums).
         mask_same_image (`bool`): captions of the same picture in one batch are not each other's negatives.
-        logit_scale_init (`float`): start of the learned inverse temperature (CLIP's is 1 / 0.07).
+        negatives (`str`): with several processes, negatives come from all of them (`"gathered"`) or from a process's own
+            batch (`"local"`, as in Maria).
+        logit_scale_init (`float`): start of the learned inverse temperature (CLIP's is 1 / 0.07, SigLIP's 10).
+        logit_bias_init (`float`): start of the learned bias of the sigmoid loss.
     """
 
     model_type = "xmatching"
@@ -52,11 +56,13 @@ class XMatchingConfig(PreTrainedConfig):
     projection_dim: int = 512
     freeze_text_tower: bool = True
     freeze_vision_tower: bool = True
-    loss_type: Literal["paired_hinge", "info_nce"] = "paired_hinge"
+    loss_type: Literal["paired_hinge", "hinge", "hardest_hinge", "info_nce", "sigmoid"] = "paired_hinge"
     loss_margin: float | int = 0.5
     loss_reduction: Literal["mean", "sum"] = "mean"
     mask_same_image: bool = True
+    negatives: Literal["local", "gathered"] = "gathered"
     logit_scale_init: float | int = 1 / 0.07
+    logit_bias_init: float | int = -10.0
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):

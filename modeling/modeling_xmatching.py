@@ -8,6 +8,7 @@ The sentence-level form of Vokenization's cross-modal matching (2010.06775) that
 """
 
 import inspect
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .configuration_xmatching import XMatchingConfig
-from .losses import info_nce_loss, paired_hinge_loss
+from .gathering import gather_rows
+from .losses import hardest_hinge_loss, hinge_loss, info_nce_loss, paired_hinge_loss, sigmoid_loss
 
 MAX_LOGIT_SCALE = 100.0  # CLIP's bound (2103.00020, section 2.5): a sharper softmax makes training unstable
 
@@ -28,7 +30,7 @@ MAX_LOGIT_SCALE = 100.0  # CLIP's bound (2103.00020, section 2.5): a sharper sof
 class XMatchingOutput(ModelOutput):
     """
     loss (scalar, when `return_loss`): the loss named by `config.loss_type`.
-    logits_per_image (image batch, text batch): cosine, times the learned scale where the loss has one.
+    logits_per_image (image batch, text batch): cosine, times the learned scale and plus the bias where the loss has them.
     logits_per_text (text batch, image batch): its transpose.
     text_embeds (text batch, projection_dim), image_embeds (image batch, projection_dim): L2-normalised.
     text_model_output, vision_model_output: what `get_text_features` and `get_image_features` returned.
@@ -56,7 +58,9 @@ class Head(nn.Module):
     def __init__(self, kind: str, width: int, hidden_sizes: list[int], dropout: float, projection_dim: int):
         super().__init__()
         if kind == "none" and width != projection_dim:
-            raise ValueError(f"without a head the pooled width {width} is the embedding's, but projection_dim is {projection_dim}")
+            raise ValueError(
+                f"without a head the pooled width {width} is the embedding's, but projection_dim is {projection_dim}"
+            )
         sizes = {"none": [], "linear": [projection_dim], "mlp": [*hidden_sizes, projection_dim]}[kind]
         self.kind = kind
         self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in zip([width, *sizes], sizes, strict=False))
@@ -104,6 +108,13 @@ def tower_width(tower: PreTrainedModel) -> int:
     return sizes[-1] if sizes else tower.config.hidden_size
 
 
+def embedding(vectors: torch.Tensor, output=None) -> BaseModelOutputWithPooling:
+    """L2-normalised vectors (B, projection_dim) as `pooler_output`, with what else the tower gave."""
+    fields = ("last_hidden_state", "hidden_states", "attentions")
+    rest = {name: getattr(output, name, None) for name in fields}
+    return BaseModelOutputWithPooling(pooler_output=F.normalize(vectors, dim=-1), **rest)
+
+
 class XMatchingModel(PreTrainedModel):
     config_class = XMatchingConfig
     config: XMatchingConfig
@@ -131,8 +142,11 @@ class XMatchingModel(PreTrainedModel):
         head = (config.head_hidden_sizes, config.head_dropout, config.projection_dim)
         self.text_head = Head(config.text_head, tower_width(self.text_model) * config.text_pooling_layers, *head)
         self.vision_head = Head(config.vision_head, tower_width(self.vision_model), *head)
-        # log of the inverse temperature; only where the loss learns it, so that every parameter has a gradient
-        self.logit_scale = nn.Parameter(torch.empty(())) if config.loss_type == "info_nce" else None
+        # log of the inverse temperature, and a bias; only where the loss learns them, so that every parameter has a gradient
+        has_scale, has_bias = config.loss_type in ("info_nce", "sigmoid"), config.loss_type == "sigmoid"
+        self.logit_scale = nn.Parameter(torch.empty(())) if has_scale else None
+        self.logit_bias = nn.Parameter(torch.empty(())) if has_bias else None
+        self.hardness = 1.0  # of "hardest_hinge"; a trainer's warm-up raises it from 0
 
         self.post_init()
         self.train(self.training)
@@ -141,7 +155,9 @@ class XMatchingModel(PreTrainedModel):
     def _init_weights(self, module):
         if isinstance(module, XMatchingModel):
             if module.logit_scale is not None:
-                init.constant_(module.logit_scale, float(torch.tensor(self.config.logit_scale_init).log()))
+                init.constant_(module.logit_scale, math.log(self.config.logit_scale_init))
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, self.config.logit_bias_init)
         elif isinstance(module, Head):  # towers initialise themselves
             for layer in module.layers:
                 square = layer.in_features == layer.out_features
@@ -163,6 +179,34 @@ class XMatchingModel(PreTrainedModel):
                 tower.eval().requires_grad_(False)
         return self
 
+    def pool_text(self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None, **kwargs):
+        """Tower and pooling: (the tower's output, pooled states (B, k * width) that the head takes)."""
+        layers = self.config.text_pooling_layers
+        optional = {"token_type_ids": token_type_ids, "position_ids": position_ids}
+        kwargs |= {name: value for name, value in optional.items() if value is not None}
+        kwargs["output_hidden_states"] = kwargs.get("output_hidden_states", False) or layers > 1
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_text_tower):
+            output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        states = torch.cat(output.hidden_states[-layers:], -1) if layers > 1 else output.last_hidden_state
+        if self.config.text_pooling == "first":  # states: (B, T, k * width)
+            return output, states[:, 0]
+        if attention_mask is None:
+            return output, states.mean(1)
+        weights = attention_mask.to(states.dtype)[..., None]  # (B, T, 1)
+        return output, (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+    def pool_image(self, pixel_values, **kwargs):
+        """Tower and pooling: (the tower's output, pooled states (B, width) that the head takes)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_vision_tower):
+            output = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
+        states = output.last_hidden_state  # (B, tokens, width), or a feature map (B, width, height, width)
+        pooled = getattr(output, "pooler_output", None)
+        if self.config.vision_pooling == "mean":
+            pooled = states.mean(1) if states.ndim == 3 else states.mean((2, 3))
+        elif self.config.vision_pooling == "first" or pooled is None:
+            pooled = states[:, 0] if states.ndim == 3 else states.mean((2, 3))
+        return output, pooled.flatten(1)
+
     def get_text_features(
         self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, **kwargs
     ) -> BaseModelOutputWithPooling:
@@ -170,56 +214,16 @@ class XMatchingModel(PreTrainedModel):
         Args: input_ids (B, T); attention_mask (B, T), 1 for tokens and 0 for padding, all ones when absent.
         Returns the tower's output with `pooler_output` (B, projection_dim), L2-normalised.
         """
-        layers = self.config.text_pooling_layers
-        optional = {"token_type_ids": token_type_ids, "position_ids": position_ids}
-        kwargs |= {name: value for name, value in optional.items() if value is not None}
-        keep_states = kwargs.pop("output_hidden_states", False)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_text_tower):
-            output = self.text_model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                output_hidden_states=keep_states or layers > 1,
-                return_dict=True,
-                **kwargs,
-            )
-        states = (
-            torch.cat(output.hidden_states[-layers:], -1) if layers > 1 else output.last_hidden_state
-        )  # (B, T, k*H)
-        if self.config.text_pooling == "first":
-            pooled = states[:, 0]
-        elif attention_mask is None:
-            pooled = states.mean(1)
-        else:
-            weights = attention_mask.to(states.dtype)[..., None]  # (B, T, 1)
-            pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
-        return self._features(output, self.text_head(pooled), keep_states)
+        output, pooled = self.pool_text(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
+        return embedding(self.text_head(pooled), output)
 
     def get_image_features(self, pixel_values=None, **kwargs) -> BaseModelOutputWithPooling:
         """
         Args: pixel_values (B, 3, height, width).
         Returns the tower's output with `pooler_output` (B, projection_dim), L2-normalised.
         """
-        keep_states = kwargs.pop("output_hidden_states", False)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_vision_tower):
-            output = self.vision_model(
-                pixel_values=pixel_values, output_hidden_states=keep_states, return_dict=True, **kwargs
-            )
-        states = output.last_hidden_state  # (B, tokens, H), or a feature map (B, H, height, width)
-        pooled = getattr(output, "pooler_output", None)
-        if self.config.vision_pooling == "mean":
-            pooled = states.mean(1) if states.ndim == 3 else states.mean((2, 3))
-        elif self.config.vision_pooling == "first" or pooled is None:
-            pooled = states[:, 0] if states.ndim == 3 else states.mean((2, 3))
-        return self._features(output, self.vision_head(pooled.flatten(1)), keep_states)
-
-    @staticmethod
-    def _features(output, embeds, keep_states) -> BaseModelOutputWithPooling:
-        return BaseModelOutputWithPooling(
-            last_hidden_state=output.last_hidden_state,
-            pooler_output=F.normalize(embeds, dim=-1),
-            hidden_states=getattr(output, "hidden_states", None) if keep_states else None,
-            attentions=getattr(output, "attentions", None),
-        )
+        output, pooled = self.pool_image(pixel_values, **kwargs)
+        return embedding(self.vision_head(pooled), output)
 
     def scale(self) -> torch.Tensor | float:
         """The inverse temperature that multiplies cosines; 1 for losses without one."""
@@ -228,10 +232,23 @@ class XMatchingModel(PreTrainedModel):
     def compute_loss(self, text_embeds, image_embeds, image_ids=None) -> torch.Tensor:
         """The loss of `config.loss_type` over a batch of embeddings (B, D); see `losses.py`."""
         ids = image_ids if self.config.mask_same_image else None
-        if self.config.loss_type == "paired_hinge":
-            margin, reduction = self.config.loss_margin, self.config.loss_reduction
-            return paired_hinge_loss(text_embeds, image_embeds, ids, margin, reduction)
-        return info_nce_loss(text_embeds, image_embeds, ids, self.scale())
+        batch, loss_type = (text_embeds, image_embeds, ids), self.config.loss_type
+        hinge = {"margin": self.config.loss_margin, "reduction": self.config.loss_reduction}
+        if loss_type == "paired_hinge":
+            return paired_hinge_loss(*batch, **hinge)
+        if loss_type == "hinge":
+            return hinge_loss(*batch, **hinge)
+        if loss_type == "hardest_hinge":
+            return hardest_hinge_loss(*batch, **hinge, hardness=self.hardness)
+        if loss_type == "info_nce":
+            return info_nce_loss(*batch, self.scale())
+        return sigmoid_loss(*batch, self.scale(), self.logit_bias)
+
+    def batch_loss(self, text_embeds, image_embeds, image_ids=None) -> torch.Tensor:
+        """`compute_loss` over this process's batch, or over all processes' where negatives are gathered."""
+        if self.config.negatives == "gathered":
+            text_embeds, image_embeds, image_ids = gather_rows(text_embeds, image_embeds, image_ids)
+        return self.compute_loss(text_embeds, image_embeds, image_ids)
 
     def forward(
         self,
@@ -241,6 +258,8 @@ class XMatchingModel(PreTrainedModel):
         token_type_ids=None,
         position_ids=None,
         image_ids=None,
+        text_states=None,
+        image_states=None,
         return_loss=None,
         return_dict=None,
         **kwargs,
@@ -250,19 +269,26 @@ class XMatchingModel(PreTrainedModel):
             input_ids, attention_mask (B, T): captions.
             pixel_values (B, 3, height, width): row i is the picture of caption i.
             image_ids (B,) int64: equal for rows that show the same picture.
+            text_states, image_states (B, ...): what `pool_text` and `pool_image` gave before, instead of captions and
+                pictures; with a frozen tower they need computing only once.
             return_loss: True for the loss; by default whether `image_ids` are given.
 
         One side alone gives that side's embeddings.
         """
         text = vision = logits = loss = None
-        if input_ids is not None:
+        if text_states is not None:
+            text = embedding(self.text_head(text_states))
+        elif input_ids is not None:
             text = self.get_text_features(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
-        if pixel_values is not None:
+        if image_states is not None:
+            vision = embedding(self.vision_head(image_states))
+        elif pixel_values is not None:
             vision = self.get_image_features(pixel_values, **kwargs)
         if text is not None and vision is not None:
             logits = self.scale() * text.pooler_output @ vision.pooler_output.T  # (text batch, image batch)
+            logits = logits if self.logit_bias is None else logits + self.logit_bias
             if return_loss or (return_loss is None and image_ids is not None):
-                loss = self.compute_loss(text.pooler_output, vision.pooler_output, image_ids)
+                loss = self.batch_loss(text.pooler_output, vision.pooler_output, image_ids)
         output = XMatchingOutput(
             loss=loss,
             logits_per_image=None if logits is None else logits.T,

@@ -130,11 +130,15 @@ class XMatchingArguments:
     projection_dim: int | None = argument("Width of the embedding.")
     freeze_text_tower: bool | None = argument("Leave the text tower as it is.")
     freeze_vision_tower: bool | None = argument("Leave the vision tower as it is.")
-    loss_type: Literal["paired_hinge", "info_nce"] | None = argument("Loss, see modeling/losses.py.")
+    loss_type: Literal["paired_hinge", "hinge", "hardest_hinge", "info_nce", "sigmoid"] | None = argument(
+        "Loss, see modeling/losses.py."
+    )
     loss_margin: float | None = argument("Margin of the hinge losses, in cosine.")
     loss_reduction: Literal["mean", "sum"] | None = argument("Average or sum of the hinge terms.")
     mask_same_image: bool | None = argument("Captions of the same picture are not each other's negatives.")
+    negatives: Literal["local", "gathered"] | None = argument("Negatives from this process, or from all of them.")
     logit_scale_init: float | None = argument("Start of the learned inverse temperature.")
+    logit_bias_init: float | None = argument("Start of the learned bias of the sigmoid loss.")
 
     def __post_init__(self):
         self.text_config = read_config("text_config", self.text_config)
@@ -152,7 +156,12 @@ class XMatchingTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = argument("Kept false: the batch is made by our collator.", False)
     text_learning_rate: float | None = argument("Learning rate of the text tower; by default learning_rate.")
     vision_learning_rate: float | None = argument("Learning rate of the vision tower; by default learning_rate.")
-    shuffle_every_epoch: bool = argument("False: the captions are shuffled once, every epoch has the same batches.", True)
+    keep_states: bool = argument(
+        "Run frozen towers once before training and keep what they say of each caption and picture in memory.", False
+    )
+    shuffle_every_epoch: bool = argument(
+        "False: the captions are shuffled once, every epoch has the same batches.", True
+    )
     compare_with_baselines: bool = argument(
         "Also answer the evaluation captions with BM25 and with mean caption vectors, from the training captions.",
         False,

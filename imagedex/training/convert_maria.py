@@ -89,28 +89,26 @@ def read_state_dict(path: str) -> dict[str, torch.Tensor]:
 
 def head_sizes(state: dict, side: str) -> list[int]:
     """Widths of a head, input first, from the shapes of its layers. Raises `UserError`."""
-    widths = []
-    while (weight := state.get(f"{side}.mlp.linears.{max(0, len(widths) - 1)}.weight")) is not None:
-        widths += [weight.shape[1], weight.shape[0]] if not widths else [weight.shape[0]]
-    if not widths:
-        hint = "; it looks like Vokenization's word-level matcher" if f"{side}.mlp.0.weight" in state else ""
+    weights = []
+    while (weight := state.get(f"{side}.mlp.linears.{len(weights)}.weight")) is not None:
+        weights.append(weight)
+    if not weights:
+        hint = "; it looks like Vokenization's matcher of words" if f"{side}.mlp.0.weight" in state else ""
         raise UserError(f"this is not Maria's retriever: it has no {side}.mlp.linears.0.weight{hint}")
-    return widths
+    return [weights[0].shape[1], *(weight.shape[0] for weight in weights)]
 
 
-def build(state: dict, text_config, vision_config) -> tuple[XMatchingModel, list[str]]:
-    """The model with the file's weights, and the names left out because neither model uses them. Raises `UserError`."""
+def build_config(state: dict, text_config, vision_config) -> XMatchingConfig:
+    """Widths as in the file, the rest as in Maria. Raises `UserError`."""
+    if text_config.model_type != "bert" or vision_config.model_type not in ("timm_wrapper", "resnet"):
+        found = f"{text_config.model_type} and {vision_config.model_type}"
+        raise UserError(f"the towers are BERT and a ResNet (timm's, or a plain one of transformers), not {found}")
     text, vision = head_sizes(state, "lang_model"), head_sizes(state, "visn_model")
     if text[1:] != vision[1:]:
         raise UserError(f"the two heads differ ({text[1:]} and {vision[1:]}); Maria's are alike")
     if text[0] % text_config.hidden_size:
         raise UserError(f"the text head takes {text[0]} values, no multiple of the tower's {text_config.hidden_size}")
-    unused = [name for name in state if UNUSED.fullmatch(name)]
-    names = {name: our_name(name, vision_config.model_type) for name in state.keys() - set(unused)}
-    strange = sorted(name for name, ours in names.items() if ours is None)
-    if strange:
-        raise UserError(f"{len(strange)} weights are not those of Maria's retriever, the first is {strange[0]}")
-    config = XMatchingConfig(
+    return XMatchingConfig(
         text_config=text_config.to_dict(),
         vision_config=vision_config.to_dict(),
         text_pooling_layers=text[0] // text_config.hidden_size,
@@ -118,12 +116,25 @@ def build(state: dict, text_config, vision_config) -> tuple[XMatchingModel, list
         projection_dim=text[-1],
         **MARIA,
     )
+
+
+def load(state: dict, config: XMatchingConfig) -> tuple[XMatchingModel, list[str]]:
+    """The model with the file's weights, and the names left out because neither model uses them. Raises `UserError`."""
+    unused = [name for name in state if UNUSED.fullmatch(name)]
+    names = {name: our_name(name, config.vision_config.model_type) for name in state.keys() - set(unused)}
+    strange = sorted(name for name, ours in names.items() if ours is None)
+    if strange:
+        raise UserError(f"{len(strange)} weights are not those of Maria's retriever, the first is {strange[0]}")
     try:
         model = XMatchingModel(config)
+    except (ImportError, ValueError, RuntimeError) as error:  # timm is not installed, or has no such network
+        raise UserError(f"the towers cannot be made: {' '.join(str(error).split())[:300]}") from error
+    try:
         found = model.load_state_dict({ours: state[name] for name, ours in names.items()}, strict=False)
-    except (RuntimeError, ValueError, ImportError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(f"the weights do not fit the towers: {' '.join(lines[:2])[:300]}") from error
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights have other shapes than the towers: {str(error).splitlines()[-1].strip()}"
+        ) from error
     missing = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
     for problem, wrong in (("lacks", missing), ("has, beyond the towers,", found.unexpected_keys)):
         if wrong:
@@ -152,9 +163,7 @@ def main(argv=None):
     parser.add_argument("--text_model_name_or_path", default="bert-base-uncased", help="configuration and tokenizer")
     parser.add_argument("--vision_model_name_or_path", default="timm/resnext101_32x8d.tv_in1k", help="configuration")
     args = parser.parse_args(argv)
-    folder = Path(args.output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder; give another")
+    folder = cli.check_output_dir(args.output_dir, {}, record="conversion.json")
 
     state = read_state_dict(args.state_dict)
     text_config, vision_config = (
@@ -162,8 +171,9 @@ def main(argv=None):
         for name in ("text_model_name_or_path", "vision_model_name_or_path")
     )
     tokenizer = from_hub(AutoTokenizer.from_pretrained, args.text_model_name_or_path, "text_model_name_or_path")
-    model, unused = build(state, text_config, vision_config)
-    save(model, XMatchingProcessor(build_image_processor(IMAGE_PROCESSOR), tokenizer), folder)
+    model, unused = load(state, build_config(state, text_config, vision_config))
+    image_processor = build_image_processor(IMAGE_PROCESSOR)
+    save(model, XMatchingProcessor(image_processor=image_processor, tokenizer=tokenizer), folder)
     print(f"{len(state) - len(unused)} tensors taken, {len(unused)} left out: {', '.join(sorted(unused)) or 'none'}")
     print(f"model, processor and code: {folder}")
 

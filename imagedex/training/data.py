@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from datasets import Dataset, Features, Value
+from tqdm.auto import tqdm
 
 from imagedex.corpora import RetrievalSplits, flatten_captions, load_corpus, split_corpus
 from imagedex.training.arguments import DataArguments
@@ -48,7 +49,9 @@ class Pictures(torch.utils.data.Dataset):
             cropping (see `augmentation.py`).
     """
 
-    def __init__(self, gallery: Dataset, image_processor, keep: bool = False, num_proc: int | None = None, augment=None):
+    def __init__(
+        self, gallery: Dataset, image_processor, keep: bool = False, num_proc: int | None = None, augment=None
+    ):
         self.image_processor, self.augment = image_processor, augment
         self.rows = gallery.select_columns(["image"])
         self.shape = None
@@ -96,22 +99,70 @@ def tokenize_captions(split: Dataset, tokenizer, max_length: int, num_proc: int 
     cut = int(np.sum(rows["was_cut"]))
     if cut:
         logger.warning("%d of %d captions are longer than %d tokens and were cut", cut, len(rows), max_length)
-    return rows.remove_columns("was_cut")
+    return rows.remove_columns(["was_cut", "caption"])
+
+
+def token_rows(captions: Dataset) -> Dataset:
+    """Of tokenised captions only what the model takes."""
+    return captions.remove_columns(["image_row", "image_id"])
+
+
+class KeptStates(torch.utils.data.Dataset):
+    """Row -> {name: pooled states of a frozen tower}, computed once and kept in memory (4 bytes a number).
+
+    Args:
+        rows: token rows or `Pictures`, in the order they will be asked for.
+        name: "text_states" or "image_states".
+        pool: batch of tensors -> (rows, width) states.
+    """
+
+    def __init__(self, rows, name: str, pool, collator, batch_size: int, num_workers: int = 0):
+        loader = torch.utils.data.DataLoader(rows, batch_size, collate_fn=collator, num_workers=num_workers)
+        with torch.no_grad():
+            bar = tqdm(loader, desc=f"Keeping {name.replace('_', ' ')}", disable=None)
+            self.name, self.states = name, torch.cat([pool(batch).float().cpu() for batch in bar])
+
+    def __len__(self):
+        return len(self.states)
+
+    def __getitem__(self, row: int) -> dict:
+        return {self.name: self.states[row]}
+
+
+def keep_frozen_states(model, texts, pictures, collator, args):
+    """(texts, pictures), each replaced by its kept states where the model's tower is frozen.
+
+    An epoch then costs the heads (and the other tower) alone. Pictures that are augmented change from epoch to epoch and
+    are not kept.
+    """
+    device = args.device
+    model.to(device).eval()
+
+    def pool_with(method):
+        return lambda batch: method(**{name: value.to(device) for name, value in batch.items()})[1]
+
+    options = (collator, args.per_device_eval_batch_size, args.dataloader_num_workers)
+    if model.config.freeze_text_tower:
+        texts = KeptStates(texts, "text_states", pool_with(model.pool_text), *options)
+    if model.config.freeze_vision_tower and pictures.augment is None:
+        pictures = KeptStates(pictures, "image_states", pool_with(model.pool_image), *options)
+    return texts, pictures
 
 
 @dataclass
 class RetrievalEvaluation:
     """What is asked and what can be found.
 
-    captions: tokenised rows, one a caption; pictures: the gallery; targets (captions,): the right picture's row in it.
+    texts: rows of tokens (or kept states), one a caption; pictures: the gallery; targets (captions,): the right picture's
+    row in it.
     """
 
-    captions: Dataset
-    pictures: Pictures
+    texts: Dataset | KeptStates
+    pictures: Pictures | KeptStates
     targets: np.ndarray
 
     def __len__(self):
-        return len(self.captions)
+        return len(self.texts)
 
 
 def gallery_rows(gallery: Dataset, image_ids: list[str]) -> np.ndarray:
@@ -121,18 +172,20 @@ def gallery_rows(gallery: Dataset, image_ids: list[str]) -> np.ndarray:
 
 
 class CaptionPairs(torch.utils.data.Dataset):
-    """Item i: the tokens of caption i, the pixels of its picture, and `image_ids`, the picture's row."""
+    """Item i: caption i, its picture, and `image_ids`, the picture's row.
 
-    def __init__(self, captions: Dataset, pictures: Pictures):
-        self.captions, self.pictures = captions.remove_columns(["image_id", "caption"]), pictures
+    Args: texts and pictures, rows of model inputs; image_rows (captions,), the picture of each caption.
+    """
+
+    def __init__(self, texts: Dataset | KeptStates, pictures: Pictures | KeptStates, image_rows):
+        self.texts, self.pictures, self.image_rows = texts, pictures, np.asarray(image_rows)
 
     def __len__(self):
-        return len(self.captions)
+        return len(self.texts)
 
     def __getitem__(self, index: int) -> dict:
-        tokens = self.captions[index]
-        row = tokens.pop("image_row")
-        return tokens | self.pictures[row] | {"image_ids": row}
+        row = int(self.image_rows[index])
+        return self.texts[index] | self.pictures[row] | {"image_ids": row}
 
 
 @dataclass
@@ -140,14 +193,11 @@ class Collator:
     """Rows -> a batch: captions padded by the tokenizer, pixels rescaled and normalised as the image processor says.
 
     Takes rows of captions, of pictures, or of both. Gives input_ids, attention_mask (B, T), pixel_values
-    (B, 3, height, width) float32 and image_ids (B,) int64, each where the rows have it.
+    (B, 3, height, width) float32, kept states (B, width) and image_ids (B,) int64, each where the rows have it.
     """
 
     tokenizer: object
     image_processor: object
-
-    def token_columns(self, captions: Dataset) -> list[str]:
-        return [name for name in self.tokenizer.model_input_names if name in captions.column_names]
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         batch = {}
@@ -156,6 +206,9 @@ class Collator:
             batch |= self.tokenizer.pad(tokens, return_tensors="pt")
         if "pixel_values" in rows[0]:
             batch["pixel_values"] = self.normalize(torch.stack([row["pixel_values"] for row in rows]))
+        for name in ("text_states", "image_states"):
+            if name in rows[0]:
+                batch[name] = torch.stack([row[name] for row in rows])
         if "image_ids" in rows[0]:
             batch["image_ids"] = torch.tensor([row["image_ids"] for row in rows])
         return batch

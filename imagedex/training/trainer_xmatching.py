@@ -72,9 +72,8 @@ class XMatchingTrainer(Trainer):
 
     def embed_both(self, evaluation: RetrievalEvaluation) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings of the captions asked and of the gallery."""
-        captions = evaluation.captions.select_columns(self.data_collator.token_columns(evaluation.captions))
         return (
-            self.embed(captions, "text_embeds", "Encoding captions"),
+            self.embed(evaluation.texts, "text_embeds", "Encoding captions"),
             self.embed(evaluation.pictures, "image_embeds", "Encoding pictures"),
         )
 

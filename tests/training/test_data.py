@@ -1,15 +1,26 @@
 """Batches against the processor's own output and hand counts."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 
+from configuration.configuration_xmatching import XMatchingConfig
 from imagedex.corpora import load_corpus
-from imagedex.training.data import CaptionPairs, Collator, Pictures, gallery_rows, tokenize_captions
+from imagedex.training.data import (
+    CaptionPairs,
+    Collator,
+    Pictures,
+    gallery_rows,
+    keep_frozen_states,
+    token_rows,
+    tokenize_captions,
+)
 from imagedex.training.tokenizer import train_tokenizer
+from modeling.modeling_xmatching import XMatchingModel
 from modeling.processing_xmatching import XMatchingProcessor
 
 PROCESSORS = {
@@ -33,7 +44,8 @@ def tokenizer(corpus):
 def test_a_batch_is_what_the_processor_gives(corpus, tokenizer, make, keep):
     image_processor = make()
     processor = XMatchingProcessor(image_processor=image_processor, tokenizer=tokenizer)
-    pairs = CaptionPairs(tokenize_captions(corpus, tokenizer, 75), Pictures(corpus, image_processor, keep=keep))
+    tokens = tokenize_captions(corpus, tokenizer, 75)
+    pairs = CaptionPairs(token_rows(tokens), Pictures(corpus, image_processor, keep=keep), tokens["image_row"])
     rows = [0, 5, 47, 20]
     batch = Collator(tokenizer, image_processor)([pairs[row] for row in rows])
     # four captions a picture, in the corpus's order
@@ -48,7 +60,7 @@ def test_a_batch_is_what_the_processor_gives(corpus, tokenizer, make, keep):
 
 def test_captions_that_are_cut_are_counted_aloud(corpus, tokenizer, caplog):
     lengths = [len(tokenizer(caption)["input_ids"]) for captions in corpus["captions"] for caption in captions]
-    limit = sorted(lengths)[-5]
+    limit = max(lengths) - 1
     too_long = sum(length > limit for length in lengths)
     with caplog.at_level(logging.WARNING, logger="imagedex"):
         rows = tokenize_captions(corpus, tokenizer, limit)
@@ -63,8 +75,38 @@ def test_one_side_alone_is_a_batch(corpus, tokenizer):
     image_processor = PROCESSORS["squashed"]()
     collate, pictures = Collator(tokenizer, image_processor), Pictures(corpus, image_processor)
     assert set(collate([pictures[0], pictures[1]])) == {"pixel_values"}
-    tokens = tokenize_captions(corpus, tokenizer, 75).select_columns(["input_ids", "attention_mask"])
+    tokens = token_rows(tokenize_captions(corpus, tokenizer, 75))
     assert set(collate([tokens[0], tokens[9]])) == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize(("freeze_text", "freeze_vision"), [(True, True), (True, False), (False, True)])
+def test_kept_states_change_no_embedding(corpus, tokenizer, text_config, vision_config, freeze_text, freeze_vision):
+    image_processor = PROCESSORS["squashed"]()
+    model = XMatchingModel(
+        XMatchingConfig(
+            text_config=text_config | {"vocab_size": len(tokenizer)},
+            vision_config=vision_config,
+            text_pooling="mean",
+            text_pooling_layers=2,
+            freeze_text_tower=freeze_text,
+            freeze_vision_tower=freeze_vision,
+        )
+    )
+    collate, tokens = Collator(tokenizer, image_processor), tokenize_captions(corpus, tokenizer, 75)
+    rows = token_rows(tokens), Pictures(corpus, image_processor)
+    args = SimpleNamespace(device="cpu", per_device_eval_batch_size=5, dataloader_num_workers=0)
+    kept = keep_frozen_states(model, *rows, collate, args)
+    fresh, stored = (CaptionPairs(*pair, tokens["image_row"]) for pair in (rows, kept))
+    picked = [3, 17, 40, 8]
+    with torch.no_grad():
+        expected = model.eval()(**collate([fresh[i] for i in picked]))
+        batch = collate([stored[i] for i in picked])
+        found = model(**batch)
+    assert ("text_states" in batch) == freeze_text and ("input_ids" in batch) != freeze_text
+    assert ("image_states" in batch) == freeze_vision and ("pixel_values" in batch) != freeze_vision
+    torch.testing.assert_close(found.text_embeds, expected.text_embeds, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.image_embeds, expected.image_embeds, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.loss, expected.loss)
 
 
 def test_gallery_rows(corpus):

@@ -14,6 +14,7 @@ from imagedex.training.data import (
     Pictures,
     RetrievalEvaluation,
     gallery_rows,
+    token_rows,
     tokenize_captions,
 )
 from imagedex.training.tokenizer import train_tokenizer
@@ -40,8 +41,9 @@ def parts(flickr_folder, text_config, vision_config):
     )
     asked = tokenize_captions(splits.evaluation, tokenizer, 75)
     gallery = Pictures(splits.gallery, image_processor)
-    evaluation = RetrievalEvaluation(asked, gallery, gallery_rows(splits.gallery, asked["image_id"]))
-    train = CaptionPairs(tokenize_captions(splits.train, tokenizer, 75), Pictures(splits.train, image_processor))
+    evaluation = RetrievalEvaluation(token_rows(asked), gallery, gallery_rows(splits.gallery, asked["image_id"]))
+    tokens = tokenize_captions(splits.train, tokenizer, 75)
+    train = CaptionPairs(token_rows(tokens), Pictures(splits.train, image_processor), tokens["image_row"])
     return splits, model, train, evaluation, Collator(tokenizer, image_processor)
 
 
@@ -63,9 +65,8 @@ def test_evaluation_equals_a_plain_loop(parts, tmp_path, batch_size):
     model.eval()
     names, captions, images = list(splits.gallery["image_id"]), [], []
     with torch.no_grad():
-        for row in evaluation.captions:
-            batch = collator([{k: row[k] for k in ("input_ids", "attention_mask")}])
-            captions.append((row["image_id"], model.get_text_features(**batch).pooler_output[0]))
+        for image_id, tokens in zip(splits.evaluation["image_id"], evaluation.texts, strict=True):  # one caption each
+            captions.append((image_id, model.get_text_features(**collator([tokens])).pooler_output[0]))
         for row in range(len(names)):
             batch = collator([evaluation.pictures[row]])
             images.append(model.get_image_features(**batch).pooler_output[0])
