@@ -71,7 +71,7 @@ class DataArguments:
         "Decode and resize every picture once and keep the bytes, instead of each time it is seen.", False
     )
     image_augmentation: Literal["none", "random_resized_crop"] = argument(
-        "Training pictures as they are, or a random part (8 to 100 % of the area), mirrored in half of the cases.",
+        "Training pictures as they are, or a random part (8 to 100 percent of the area), mirrored in half of the cases.",
         "none",
     )
 

@@ -108,7 +108,8 @@ def check_batches(args: TrainingArguments, loss_type: str, num_captions: int) ->
     left_over = num_captions % whole
     if args.dataloader_drop_last and left_over:
         logger.info(
-            "each epoch leaves out %d of %d captions, others each time: the last batch is not full",
+            "each epoch leaves out %d of %d captions, %s each time: the last batch is not full",
             left_over,
             num_captions,
+            "the same" if args.train_sampling_strategy == "sequential" else "others",
         )

@@ -136,7 +136,7 @@ def build_model(model: ModelArguments, xmatching: XMatchingArguments, processor:
             vision_config=build_tower_config(model.vision_config, "vision_config", **sizes),
             **fields,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # ImportError: a timm tower, and timm is not installed
         raise UserError(" ".join(str(error).split())[:400]) from error
     finally:
         hf_logging.set_verbosity_warning()

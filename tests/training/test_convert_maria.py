@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, ResNetConfig
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, ResNetConfig, TimmWrapperConfig
+from transformers.utils import is_timm_available
 
 from imagedex import cli
 from imagedex.corpora import load_corpus
@@ -12,7 +13,9 @@ from imagedex.errors import UserError
 from imagedex.retrieval.encode import encode_images, encode_texts
 from imagedex.retrieval.loading import load_dual_encoder
 from imagedex.training import convert_maria
+from imagedex.training.arguments import ModelArguments, XMatchingArguments
 from imagedex.training.tokenizer import train_tokenizer
+from imagedex.training.towers import build_model, build_processor
 from modeling.modeling_xmatching import XMatchingModel
 
 WIDTHS, DEPTHS, STEM = [16, 32], [2, 1], 8
@@ -267,11 +270,25 @@ def test_names_of_timm_are_torchvision_s():
         )
 
 
+@pytest.mark.skipif(is_timm_available(), reason="timm is installed")
+@pytest.mark.parametrize("original", ["bottleneck"], indirect=True)
+def test_without_timm_one_line_says_so(tmp_path, original):
+    TimmWrapperConfig(architecture="resnet18").save_pretrained(tmp_path / "timm")
+    with pytest.raises(UserError, match="the towers cannot be made: .*timm") as caught:
+        convert(tmp_path, [*original[1][:3], str(tmp_path / "timm")])
+    assert "\n" not in str(caught.value)
+    model = ModelArguments(
+        vision_model_name_or_path=str(tmp_path / "timm"), image_processor_config={"size": {"shortest_edge": 8}}
+    )
+    text = XMatchingArguments(text_model_name_or_path=str(tmp_path / "bert"))
+    with pytest.raises(UserError, match="timm") as caught:
+        build_model(model, text, build_processor(model, text, None, []))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_timm_tower(tmp_path, original):
     """Where timm is installed: its ResNet-18 under the original's names."""
     timm = pytest.importorskip("timm")
-    from transformers import TimmWrapperConfig
-
     flags = original[1]
     TimmWrapperConfig(architecture="resnet18", do_pooling=True).save_pretrained(tmp_path / "timm")
     backbone = timm.create_model("resnet18", num_classes=0).eval()
