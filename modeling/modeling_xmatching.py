@@ -160,9 +160,13 @@ class XMatchingModel(PreTrainedModel):
                 init.constant_(module.logit_bias, self.config.logit_bias_init)
         elif isinstance(module, Head):  # towers initialise themselves
             for layer in module.layers:
-                square = layer.in_features == layer.out_features
-                (init.eye_ if module.kind == "linear" and square else init.xavier_uniform_)(layer.weight)
-                init.zeros_(layer.bias)
+                if module.kind == "linear" and layer.in_features == layer.out_features:
+                    init.eye_(layer.weight)
+                    init.zeros_(layer.bias)
+                else:  # nn.Linear's own start, as in Maria
+                    bound = layer.in_features**-0.5
+                    init.uniform_(layer.weight, -bound, bound)
+                    init.uniform_(layer.bias, -bound, bound)
 
     def _towers(self):
         yield self.config.freeze_text_tower, self.text_model

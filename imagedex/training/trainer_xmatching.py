@@ -93,11 +93,15 @@ class XMatchingTrainer(Trainer):
 
     @torch.no_grad()
     def loss_over(self, text_embeds, image_embeds, targets) -> float:
-        """Mean loss over batches of the evaluation captions, in one fixed shuffle (so that a batch is not one picture's)."""
+        """Mean loss over batches of the evaluation captions, in one fixed shuffle (so that a batch is not one picture's).
+
+        The last batch is left out when it is smaller than the others: losses depend on the batch's size.
+        """
         targets = torch.from_numpy(targets)
         order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
+        batches = order.split(self.args.per_device_eval_batch_size)
         losses = []
-        for batch in order.split(self.args.per_device_eval_batch_size):
+        for batch in batches[:-1] if len(batches) > 1 and len(batches[-1]) < len(batches[0]) else batches:
             rows = batch[: len(batch) // 2 * 2]  # the paired loss needs two halves
             if len(rows):
                 batch = (text_embeds[rows], image_embeds[targets[rows]], targets[rows])
