@@ -7,3 +7,7 @@ class UserError(Exception):
     Scripts print it as ``error: ...`` on standard error and exit with status 2, without a traceback
     (see :func:`imagedex.cli.run`). Everything else that is raised is a defect and keeps its traceback.
     """
+
+
+class LocalUserError(UserError):
+    """One that a single process meets, for example in its share of a stream: it says so itself, whichever it is."""

@@ -142,10 +142,11 @@ class XMatchingModel(PreTrainedModel):
         head = (config.head_hidden_sizes, config.head_dropout, config.projection_dim)
         self.text_head = Head(config.text_head, tower_width(self.text_model) * config.text_pooling_layers, *head)
         self.vision_head = Head(config.vision_head, tower_width(self.vision_model), *head)
-        # log of the inverse temperature, and a bias; only where the loss learns them, so that every parameter has a gradient
+        # log of the inverse temperature, and a bias; only where the loss learns them, so that every parameter has a gradient.
+        # One element, not a scalar: FSDP2 shards parameters along their first dimension.
         has_scale, has_bias = config.loss_type in ("info_nce", "sigmoid"), config.loss_type == "sigmoid"
-        self.logit_scale = nn.Parameter(torch.empty(())) if has_scale else None
-        self.logit_bias = nn.Parameter(torch.empty(())) if has_bias else None
+        self.logit_scale = nn.Parameter(torch.empty(1)) if has_scale else None
+        self.logit_bias = nn.Parameter(torch.empty(1)) if has_bias else None
         self.hardness = 1.0  # of "hardest_hinge"; a trainer's warm-up raises it from 0
 
         self.post_init()
@@ -249,10 +250,15 @@ class XMatchingModel(PreTrainedModel):
         return sigmoid_loss(*batch, self.scale(), self.logit_bias)
 
     def batch_loss(self, text_embeds, image_embeds, image_ids=None) -> torch.Tensor:
-        """`compute_loss` over this process's batch, or over all processes' where negatives are gathered."""
-        if self.config.negatives == "gathered":
-            text_embeds, image_embeds, image_ids = gather_rows(text_embeds, image_embeds, image_ids)
-        return self.compute_loss(text_embeds, image_embeds, image_ids)
+        """`compute_loss` over this process's batch, or over all processes' where negatives are gathered.
+
+        In float32 even under autocast: bfloat16 has three digits of a cosine, which a temperature of 0.01 turns into noise.
+        """
+        with torch.autocast(text_embeds.device.type, enabled=False):
+            text_embeds, image_embeds = text_embeds.float(), image_embeds.float()
+            if self.config.negatives == "gathered":
+                text_embeds, image_embeds, image_ids = gather_rows(text_embeds, image_embeds, image_ids)
+            return self.compute_loss(text_embeds, image_embeds, image_ids)
 
     def forward(
         self,

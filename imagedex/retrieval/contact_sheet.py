@@ -199,10 +199,9 @@ def _draw_answer(strip: Image.Image, ranking: Ranking, thumbnails: Thumbnails, t
         left = MARGIN + column * (CELL[0] + GAP)
         right_one = image_id == ranking.target
         _paste(strip, thumbnails(image_id), left, top, GREEN if right_one else None)
-        draw.text((left + 2, below), str(column + 1), fill=GREEN if right_one else INK, font=font(SMALL))
+        place = f"{column + 1}  the right one" if right_one else str(column + 1)
+        draw.text((left + 2, below), place, fill=GREEN if right_one else INK, font=font(SMALL))
         draw.text((left + CELL[0] - 2, below), f"{score:.3f}", fill=MUTED, font=font(SMALL), anchor="ra")
-        if right_one:
-            _badge(strip, left, top, rank_words(ranking), GREEN)
     if ranking.target and not is_found(ranking):
         left = MARGIN + columns * (CELL[0] + GAP) + 2 * GAP
         draw.line((left - 1.5 * GAP, top + 6, left - 1.5 * GAP, top + CELL[1] - 6), fill=RULE, width=2)
@@ -212,12 +211,23 @@ def _draw_answer(strip: Image.Image, ranking: Ranking, thumbnails: Thumbnails, t
 
 
 def _paste(strip: Image.Image, picture: Image.Image, left: int, top: int, ring: str | None) -> None:
-    """The picture cropped to the cell's shape, corners rounded, with a coloured ring if it is marked."""
+    """The whole picture in the cell, corners rounded, with a coloured ring if it is marked.
+
+    What the picture's shape leaves free takes the mean colour of its edge, so that nothing is cut off and nothing glares.
+    """
     if ring:
         for grown, colour in ((RING + 3, ring), (3, PAPER)):
             size = (CELL[0] + 2 * grown, CELL[1] + 2 * grown)
             strip.paste(colour, (left - grown, top - grown), _rounded(size, RADIUS + grown))
-    strip.paste(ImageOps.fit(picture, CELL, Image.Resampling.LANCZOS), (left, top), _rounded(CELL, RADIUS))
+    edge = Image.new("RGB", (2 * (picture.width + picture.height), 1))
+    for i, box in enumerate(((0, 0, picture.width, 1), (0, picture.height - 1, picture.width, picture.height))):
+        edge.paste(picture.crop(box), (i * picture.width, 0))
+    for i, x in enumerate((0, picture.width - 1)):
+        side = picture.crop((x, 0, x + 1, picture.height)).transpose(Image.Transpose.ROTATE_90)
+        edge.paste(side, (2 * picture.width + i * picture.height, 0))
+    colour = edge.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+    whole = ImageOps.pad(picture.convert("RGB"), CELL, Image.Resampling.LANCZOS, color=colour)
+    strip.paste(whole, (left, top), _rounded(CELL, RADIUS))
 
 
 def _badge(strip: Image.Image, left: int, top: int, text: str, colour: str) -> None:

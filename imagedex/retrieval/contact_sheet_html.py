@@ -50,10 +50,9 @@ ol { list-style: none; margin: 0; padding: 0; display: grid; gap: var(--gap);
   --even: calc((100% - (var(--columns) - 1) * var(--gap)) / var(--columns));
   grid-template-columns: repeat(auto-fill, minmax(max(min(var(--cell), 44%), var(--even)), 1fr)); }
 figure { margin: 0; position: relative; border-radius: .8rem; }
-img { display: block; width: 100%; height: auto; aspect-ratio: 4 / 3; object-fit: cover; border-radius: .8rem;
+img { display: block; width: 100%; height: auto; aspect-ratio: 4 / 3; object-fit: contain; border-radius: .8rem;
   background: var(--rule); }
 figure:focus-visible { outline: 3px solid var(--ink); outline-offset: 4px; }
-figure:hover img, figure:focus img { object-fit: contain; }
 figcaption { display: flex; justify-content: space-between; gap: .5rem; padding: .4rem .15rem 0; font-size: .85rem;
   font-variant-numeric: tabular-nums; }
 .score, .name { color: var(--muted); }

@@ -41,11 +41,25 @@ class DataArguments:
     _argument_group_name = "data"
 
     dataset_name: str | None = argument(
-        "Hub id, built-in name (shape_scenes), or a folder; its form is recognised and said."
+        "Hub id, built-in name (shape_scenes), or a folder; its form is recognised and said. With --streaming: a folder of "
+        "tar shards or a Hub id to train on."
     )
     dataset_config_name: str | None = argument("Configuration of the dataset (for shape_scenes: how many scenes).")
-    train_file: str | None = argument("CSV, JSONL or Parquet of pictures and captions to train on.")
-    validation_file: str | None = argument("The same, to evaluate on.")
+    train_file: str | None = argument(
+        "CSV, JSONL or Parquet of pictures and captions to train on. With --streaming: tar shards, as a glob, a URL or "
+        "'shards/{00000..00009}.tar'; --dataset_name may then name a corpus to evaluate on."
+    )
+    validation_file: str | None = argument("CSV, JSONL or Parquet to evaluate on.")
+    streaming: bool = argument(
+        "Train on tar shards in webdataset layout (000000.jpg with 000000.txt, a caption a line, or 000000.json, a caption "
+        "or a list of them) as they are read, again and again for --max_steps; nothing is stored.",
+        False,
+    )
+    shuffle_buffer_size: int = argument(
+        "With --streaming: captions, with their undecoded pictures, that each process or DataLoader worker holds and draws "
+        "from. 0: in the order of the shards.",
+        1000,
+    )
     image_dir: str | None = argument("Root of the pictures that train_file and validation_file name.")
     image_column: str | None = argument("Column with the picture; found by itself when there is one candidate.")
     caption_column: str | None = argument("Column with the caption or the list of captions; found likewise.")
@@ -76,6 +90,8 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        if self.shuffle_buffer_size < 0:
+            raise ValueError(f"--shuffle_buffer_size {self.shuffle_buffer_size}: give 0 or more")
         if self.keep_pixels and self.image_augmentation != "none":
             raise ValueError(
                 f"--keep_pixels keeps each picture once, so --image_augmentation {self.image_augmentation} cannot cut it "

@@ -38,6 +38,17 @@ def load_splits(data: DataArguments) -> RetrievalSplits:
     )
 
 
+def resized(images: list, image_processor) -> np.ndarray:
+    """RGB pictures as the processor resizes and crops them: (B, 3, height, width) uint8."""
+    pixels = image_processor(images=images, do_rescale=False, do_normalize=False, return_tensors="np")
+    return pixels["pixel_values"].astype(np.uint8, copy=False)
+
+
+def augmented(image, augment) -> np.ndarray:
+    """An RGB picture through `augment`: (3, height, width) uint8."""
+    return np.asarray(augment(image)).transpose(2, 0, 1)
+
+
 class Pictures(torch.utils.data.Dataset):
     """Row -> {"pixel_values": (3, height, width) uint8}; normalised in the collator, when the batch is one tensor.
 
@@ -68,16 +79,14 @@ class Pictures(torch.utils.data.Dataset):
             )
 
     def _resize(self, images) -> np.ndarray:
-        images = [image.convert("RGB") for image in images]
-        pixels = self.image_processor(images=images, do_rescale=False, do_normalize=False, return_tensors="np")
-        return pixels["pixel_values"].astype(np.uint8, copy=False)  # (B, 3, height, width)
+        return resized([image.convert("RGB") for image in images], self.image_processor)
 
     def __len__(self):
         return len(self.rows)
 
     def __getitem__(self, row: int) -> dict:
         if self.augment is not None:
-            pixels = np.asarray(self.augment(self.rows[row]["image"].convert("RGB"))).transpose(2, 0, 1)
+            pixels = augmented(self.rows[row]["image"].convert("RGB"), self.augment)
         elif self.shape is None:
             pixels = self._resize([self.rows[row]["image"]])[0]
         else:

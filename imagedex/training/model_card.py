@@ -55,6 +55,11 @@ def rate_rows(facts: CardFacts) -> dict[str, dict]:
     return rows | facts.baselines
 
 
+def plain(value):
+    """An enumeration's value ("cosine"), anything else as it is."""
+    return getattr(value, "value", value)
+
+
 def tower_name(config) -> str:
     name = getattr(config, "_name_or_path", "")
     return (
@@ -102,7 +107,7 @@ def write_model_card(path: Path | str, template: str, model, args, facts: CardFa
         parameters=f"{sum(p.numel() for p in parameters):,}",
         trained_parameters=f"{sum(p.numel() for p in parameters if p.requires_grad):,}",
         hyperparameters={
-            name: getattr(args, name, None) for name in HYPERPARAMETERS if getattr(args, name, None) is not None
+            name: plain(value) for name in HYPERPARAMETERS if (value := getattr(args, name, None)) is not None
         },
         rows=rate_rows(facts),
         queries=facts.metrics.get("eval_queries"),

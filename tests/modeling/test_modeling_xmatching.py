@@ -22,6 +22,7 @@ TEXT_TOWERS = {
     "t5": {"d_model": 16, "num_layers": 4, "num_heads": 2, "d_kv": 8, "d_ff": 32},
     "distilbert": {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 32},
 }
+LOSSES = ["paired_hinge", "hinge", "hardest_hinge", "info_nce", "sigmoid"]
 
 
 def tiny(text="bert", vision="resnet", **fields):
@@ -102,7 +103,7 @@ def test_vision_pooling(vision):
         torch.testing.assert_close(model.get_image_features(inputs["pixel_values"]).pooler_output, expected)
 
 
-@pytest.mark.parametrize("loss_type", ["paired_hinge", "info_nce"])
+@pytest.mark.parametrize("loss_type", LOSSES)
 @pytest.mark.parametrize("freeze_text", [True, False])
 @pytest.mark.parametrize("freeze_vision", [True, False])
 def test_one_step_moves_every_trainable_parameter_and_nothing_frozen(loss_type, freeze_text, freeze_vision):
@@ -142,7 +143,7 @@ def test_a_frozen_tower_stays_in_evaluation_mode():
     torch.testing.assert_close(first.last_hidden_state, second.last_hidden_state, atol=0, rtol=0)  # no dropout inside
 
 
-@pytest.mark.parametrize("loss_type", ["paired_hinge", "info_nce"])
+@pytest.mark.parametrize("loss_type", LOSSES)
 def test_saved_and_loaded_gives_identical_vectors(tmp_path, loss_type):
     model = tiny(loss_type=loss_type, freeze_vision_tower=False).eval()
     model.save_pretrained(tmp_path)
@@ -210,6 +211,16 @@ def test_bf16_and_eager_attention_agree_with_the_default(tmp_path):
         found = half(**inputs | {"pixel_values": inputs["pixel_values"].bfloat16()}).text_embeds
     assert found.dtype == torch.bfloat16
     assert F.cosine_similarity(found.float(), expected).min() > 0.99
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_the_loss_is_computed_in_float32_under_autocast(loss_type):
+    model = tiny(loss_type=loss_type, vision="vit").eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(**batch())
+    expected = model.compute_loss(output.text_embeds.float(), output.image_embeds.float(), batch()["image_ids"])
+    assert output.loss.dtype == torch.float32
+    torch.testing.assert_close(output.loss, expected)
 
 
 def test_one_side_alone_gives_its_embeddings_and_the_tuple_form_keeps_the_order():
