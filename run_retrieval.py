@@ -25,7 +25,7 @@ from imagedex.errors import UserError
 from imagedex.retrieval.contact_sheet import Thumbnails, build_sheet, write_sheet_image
 from imagedex.retrieval.contact_sheet_html import write_sheet_page
 from imagedex.retrieval.gallery import read_gallery
-from imagedex.retrieval.loading import choose_device, load_dual_encoder
+from imagedex.retrieval.loading import choose_device, load_dual_encoder, read_model_type
 from imagedex.retrieval.queries import check_targets, read_queries
 from imagedex.retrieval.rankings import Ranking, check_names, rankings_path, write_rankings
 from imagedex.retrieval.retriever import Retriever, VectorRetriever
@@ -95,6 +95,7 @@ def main(argv=None):
     output_dir = cli.check_output_dir(args.output_dir, arguments, RECORD)
     check_apart(output_dir, args)
     device = choose_device(args.device)
+    read_model_type(args.model_name_or_path)  # before the gallery, which may take long to read
     queries = read_queries(args.queries, args.query_column)
     gallery = read_gallery(
         args.image_dir,

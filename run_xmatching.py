@@ -26,8 +26,10 @@ from imagedex.training.data import (
     load_splits,
     token_rows,
     tokenize_captions,
+    training_captions,
 )
 from imagedex.training.model_card import CardFacts, write_model_card
+from imagedex.training.streaming import CaptionStream, check_streaming, first_captions, load_streamed_splits
 from imagedex.training.towers import build_model, build_processor, check_towers
 from imagedex.training.trainer_xmatching import XMatchingTrainer
 
@@ -39,19 +41,20 @@ def main(argv=None):
     model_args, xmatching_args, data_args, args = cli.parse_arguments(groups, __doc__, argv)
     lifecycle.setup_logging(args)
     check_towers(model_args, xmatching_args)
+    check_streaming(data_args, args)
     run = lifecycle.Run(args, model_args, xmatching_args, data_args)
 
     # corpus -> splits
     with args.main_process_first(desc="reading the corpus"):
-        splits = load_splits(data_args)
+        splits = load_streamed_splits(data_args) if data_args.streaming else load_splits(data_args)
     if splits.evaluation is None:
         lifecycle.without_evaluation(args)
 
     # captions -> processor -> model
-    captions = [caption for captions in splits.train["captions"] for caption in captions]
+    captions = first_captions(splits.train) if data_args.streaming else training_captions(splits)
     processor = build_processor(model_args, xmatching_args, data_args.image_size, captions)
     model = build_model(model_args, xmatching_args, processor)
-    lifecycle.check_batches(args, model.config.loss_type, len(captions))
+    lifecycle.check_batches(args, model.config.loss_type, None if data_args.streaming else len(captions))
 
     # datasets.map -> batches
     collator = Collator(processor.tokenizer, processor.image_processor)
@@ -69,11 +72,15 @@ def main(argv=None):
     with args.main_process_first(desc="preprocessing"):
         if args.do_train:
             augment = build_augmentation(data_args.image_augmentation, processor.image_processor)
-            tokens, *rows = inputs(splits.train, splits.train, augment, shuffle=not args.shuffle_every_epoch)
-            train = CaptionPairs(*rows, tokens["image_row"])
+            if data_args.streaming:
+                train = CaptionStream.of(splits.train, processor, data_args, args, augment)
+            else:
+                tokens, *rows = inputs(splits.train, splits.train, augment, shuffle=not args.shuffle_every_epoch)
+                train = CaptionPairs(*rows, tokens["image_row"])
         if splits.evaluation is not None:
             tokens, *rows = inputs(splits.evaluation, splits.gallery)
             evaluation = RetrievalEvaluation(*rows, gallery_rows(splits.gallery, tokens["image_id"]))
+            lifecycle.check_folds(args, evaluation.targets, len(splits.gallery))
 
     trainer = XMatchingTrainer(
         model=model,
@@ -90,6 +97,8 @@ def main(argv=None):
         trained = trainer.train(resume_from_checkpoint=run.checkpoint)
         trainer.save_metrics("train", trained.metrics)
         trainer.save_state()
+        if data_args.streaming:
+            train.report()
     if args.do_eval:
         facts.metrics = trainer.evaluate()
         trainer.save_metrics("eval", facts.metrics)

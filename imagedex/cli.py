@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
-from imagedex.errors import UserError
+from imagedex.errors import LocalUserError, UserError
 
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -95,9 +95,17 @@ def run(main) -> None:
     try:
         main()
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # every process fails alike; one of them says so
-            print(f"error: {error}", file=sys.stderr)
+        line = f"error: {without_traceback(error)}"
+        if isinstance(error, LocalUserError):  # met on the way, when a progress bar stands on the line
+            print(f"\n{line}", file=sys.stderr)
+        elif int(os.environ.get("RANK", "0")) == 0:  # every process fails alike; one of them says so
+            print(line, file=sys.stderr)
         sys.exit(2)
+
+
+def without_traceback(error: UserError) -> str:
+    """The message. An error from a DataLoader worker comes with the worker's traceback before it, in one text."""
+    return str(error).rsplit(f"{type(error).__module__}.{type(error).__name__}: ", 1)[-1].strip()
 
 
 def write_atomically(path: Path | str, content: str | bytes) -> None:

@@ -108,6 +108,11 @@ def tower_width(tower: PreTrainedModel) -> int:
     return sizes[-1] if sizes else tower.config.hidden_size
 
 
+def unsharded(parameter: torch.Tensor) -> torch.Tensor:
+    """The parameter itself; outside of `forward`, FSDP2 leaves each process a part of it."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+
+
 def embedding(vectors: torch.Tensor, output=None) -> BaseModelOutputWithPooling:
     """L2-normalised vectors (B, projection_dim) as `pooler_output`, with what else the tower gave."""
     fields = ("last_hidden_state", "hidden_states", "attentions")
@@ -232,7 +237,7 @@ class XMatchingModel(PreTrainedModel):
 
     def scale(self) -> torch.Tensor | float:
         """The inverse temperature that multiplies cosines; 1 for losses without one."""
-        return 1.0 if self.logit_scale is None else self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        return 1.0 if self.logit_scale is None else unsharded(self.logit_scale).exp().clamp(max=MAX_LOGIT_SCALE)
 
     def compute_loss(self, text_embeds, image_embeds, image_ids=None) -> torch.Tensor:
         """The loss of `config.loss_type` over a batch of embeddings (B, D); see `losses.py`."""
@@ -247,7 +252,7 @@ class XMatchingModel(PreTrainedModel):
             return hardest_hinge_loss(*batch, **hinge, hardness=self.hardness)
         if loss_type == "info_nce":
             return info_nce_loss(*batch, self.scale())
-        return sigmoid_loss(*batch, self.scale(), self.logit_bias)
+        return sigmoid_loss(*batch, self.scale(), unsharded(self.logit_bias))
 
     def batch_loss(self, text_embeds, image_embeds, image_ids=None) -> torch.Tensor:
         """`compute_loss` over this process's batch, or over all processes' where negatives are gathered.

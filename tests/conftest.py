@@ -1,9 +1,12 @@
 """What several test files need: tiny towers, a tiny captioned corpus, a way to launch the real command lines."""
 
 import csv
+import io
+import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,41 @@ def flickr_folder(tmp_path_factory):
         writer = csv.writer(file)
         writer.writerow(["image", "caption"])
         writer.writerows(rows)
+    return folder
+
+
+def _write_shard(path, files):
+    with tarfile.open(path, "w") as tar:
+        for name, content in files:
+            if not isinstance(content, bytes | str):
+                content = json.dumps(content)
+            content = content.encode() if isinstance(content, str) else content
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+
+
+@pytest.fixture
+def write_shard():
+    """write_shard(path, [(name, bytes, text or what becomes json), ...]): a tar file of them in this order."""
+    return _write_shard
+
+
+@pytest.fixture
+def flickr_shards(flickr_folder, tmp_path):
+    """The pictures and captions of `flickr_folder` as four tar shards of three samples."""
+    with open(flickr_folder / "captions.txt", newline="") as file:
+        captions = {}
+        for row in csv.DictReader(file):
+            captions.setdefault(row["image"], []).append(row["caption"])
+    folder, names = tmp_path / "shards", list(captions)
+    folder.mkdir()
+    for shard in range(4):
+        files = []
+        for name in names[3 * shard : 3 * shard + 3]:
+            files.append((name, (flickr_folder / "images" / name).read_bytes()))
+            files.append((name.replace(".jpg", ".json"), {"caption": captions[name], "width": 32}))
+        _write_shard(folder / f"{shard:05d}.tar", files)
     return folder
 
 

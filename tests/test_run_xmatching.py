@@ -90,6 +90,16 @@ def test_with_nothing_held_out_evaluation_is_off_whatever_the_recipe_says(launch
     assert "Nothing was held out" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_five_folds_are_said_wherever_their_figures_are(arguments, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    run_xmatching.main(list(map(str, [*arguments, "--five_fold", "--num_train_epochs", 1])))
+    assert "12 held-out captions, a gallery of 3 pictures (the mean of 5 folds)" in capfd.readouterr().out
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert (results["eval_folds"], results["eval_gallery_size"]) == (5, 3)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "each against all 3 pictures of its fold (the gallery in 5 folds, figures averaged over them)" in card
+
+
 def test_help_explains_every_argument(launch):
     done = launch("run_xmatching.py", "--help")
     assert done.returncode == 0
@@ -138,6 +148,10 @@ def wrong_uses():
         "misspelt field of a tower": (
             None, ["--vision_config", '{"model_type": "resnet", "depth": [1]}'], "did you mean depths?"),
         "nothing to do": (None, ["--do_train", "false", "--do_eval", "false"], "nothing to do"),
+        "folds without captions": (
+            None, ["--held_out_captions_per_image", 0, "--held_out_images", 0.2, "--five_fold"], "have no caption"),
+        "folds beside baselines": (None, ["--five_fold", "--compare_with_baselines"], "--compare_with_baselines out"),
+        "chunk of no rows": (None, ["--gradient_cache_chunk_size", 0], "give 1 row or more"),
         "batch larger than the corpus": (
             None, ["--loss_type", "paired_hinge", "--per_device_train_batch_size", 64], "do not fill one batch of 64"),
     }  # fmt: skip

@@ -30,6 +30,7 @@ from imagedex.corpora.tables import (
     sources_of,
 )
 from imagedex.errors import UserError
+from imagedex.hub import hub_reason
 
 logger = logging.getLogger(__name__)
 
@@ -162,8 +163,8 @@ def _load(name: str | Path, config_name: str | None, num_proc: int | None) -> Da
             return datasets.load_dataset(str(name), config_name, num_proc=num_proc)
         return datasets.load_dataset(name, config_name, num_proc=num_proc)
     except Exception as error:  # noqa: BLE001  builders, the Hub client and file systems each raise their own
-        where = f"the folder {name}" if isinstance(name, Path) else f"{name}: no such folder here, and the Hub dataset"
-        raise UserError(f"{where} cannot be loaded: {first_line(error)}") from error
+        where, reason = (f"the folder {name}", None) if isinstance(name, Path) else (name, hub_reason(error, "dataset"))
+        raise UserError(f"{where} cannot be loaded: {reason or first_line(error)}") from error
 
 
 def _named_splits(loaded: Dataset | DatasetDict, name: str) -> dict[str, Dataset]:

@@ -223,7 +223,7 @@ def _warn_of_cut_shards(shards: list) -> None:
 def _one_row_a_caption(
     rows: IterableDataset, where: str, image_column: str | None, caption_column: str | None
 ) -> PictureStream:
-    features = rows.features
+    features = Features({name: feature for name, feature in rows.features.items() if not name.startswith("__")})
     image = choose_image_column(features, image_column, where)
     if is_path(features[image]) or not holds_pictures(features[image]):
         raise UserError(
@@ -231,8 +231,8 @@ def _one_row_a_caption(
         )
     caption = _choose_caption(features, caption_column, where)
     source, _, key = caption.partition(".") if caption not in features else (caption, "", "")
-    sharded = "__key__" in features
-    origin = [name for name in ("__key__", "__url__") if name in features]
+    sharded = "__key__" in rows.features
+    origin = [name for name in ("__key__", "__url__") if name in rows.features]
     kept = rows.select_columns([image, source, *origin]).cast_column(image, Image(decode=False))
     if sharded and source == "json":
         kept = kept.cast_column(source, Json())  # as it is written: by the types of the first rows a list becomes a str
@@ -260,7 +260,7 @@ def _choose_caption(features: Features, wanted: str | None, where: str) -> str:
         flat |= (
             {f"{name}.{key}": inner for key, inner in feature.items()} if isinstance(feature, dict) else {name: feature}
         )
-    flat = Features({name: feature for name, feature in flat.items() if not name.startswith("__")})
+    flat = Features(flat)
     if wanted:
         inside = [name for name in flat if name.endswith(f".{wanted}")]
         return choose_caption_columns(flat, inside[0] if wanted not in flat and inside else wanted, where)[0]

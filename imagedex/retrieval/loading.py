@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer, PreTrainedConfig
 
 from imagedex.errors import UserError
+from imagedex.hub import hub_reason
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +48,8 @@ def read_model_type(name_or_path: str) -> str:
     try:
         config, _ = PreTrainedConfig.get_config_dict(str(folder) if folder.is_dir() else name_or_path)
     except _FAILURES as error:
-        reason = (
-            "no such folder here, and the Hub gave no such model"
-            if not folder.is_dir()
-            else "its config.json is broken"
-        )
-        raise UserError(f"cannot load --model_name_or_path {name_or_path}: {reason} ({_one_line(error)})") from error
+        reason = f"its config.json is broken ({_one_line(error)})" if folder.is_dir() else hub_reason(error)
+        raise UserError(f"cannot load --model_name_or_path {name_or_path}: {reason or _one_line(error)}") from error
     if not config.get("model_type"):
         raise UserError(f"--model_name_or_path {name_or_path}: its config.json names no model_type")
     return config["model_type"]

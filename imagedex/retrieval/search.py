@@ -153,12 +153,9 @@ def retrieval_metrics(
         raise ValueError("no captions to evaluate with")
     if targets.min() < 0 or targets.max() >= len(image_vectors):
         raise ValueError(f"a caption belongs to a row outside the gallery of {len(image_vectors)} pictures")
-    bounds = np.linspace(0, len(image_vectors), 6 if five_fold else 2).astype(int)
-    folds = []
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-        inside = np.flatnonzero((targets >= start) & (targets < stop))
-        if len(inside) == 0:
-            raise ValueError(f"pictures {start} to {stop} have no caption, so this fold cannot be evaluated")
+    folds, sizes = [], []
+    for start, stop, inside in split_folds(targets, len(image_vectors), 5 if five_fold else 1):
+        sizes.append(stop - start)
         texts, images = text_vectors[torch.from_numpy(inside)], image_vectors[start:stop]
         local = targets[inside] - start
         figures = summarize_ranks(ranks_by_blocks(texts, images, local, block_scores), ks=ks)
@@ -167,7 +164,23 @@ def retrieval_metrics(
             figures |= {f"image_to_text_{name}": value for name, value in summarize_ranks(backwards, ks=ks).items()}
         folds.append(figures)
     means = {name: float(np.mean([figures[name] for figures in folds])) for name in folds[0]}
-    return means | {"gallery_size": int(np.diff(bounds).max())}
+    return means | {"gallery_size": max(sizes)}
+
+
+def split_folds(target_rows, gallery_size: int, folds: int) -> list[tuple[int, int, np.ndarray]]:
+    """The gallery in its order cut into runs of pictures: (first row, last row + 1, the captions that belong to them).
+
+    Raises:
+        ValueError: a fold without captions.
+    """
+    targets, bounds = np.asarray(target_rows), np.linspace(0, gallery_size, folds + 1).astype(int)
+    parts = []
+    for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        inside = np.flatnonzero((targets >= start) & (targets < stop))
+        if len(inside) == 0:
+            raise ValueError(f"pictures {start} to {stop} have no caption, so this fold cannot be evaluated")
+        parts.append((start, stop, inside))
+    return parts
 
 
 def _ranks(queries, gallery, relevant_of: Callable[[slice], np.ndarray], block_scores: int) -> np.ndarray:

@@ -175,8 +175,21 @@ class XMatchingTrainingArguments(TrainingArguments):
     keep_states: bool = argument(
         "Run frozen towers once before training and keep what they say of each caption and picture in memory.", False
     )
+    gradient_cache_chunk_size: int | None = argument(
+        "Rows of a batch that are in memory at once: gradient caching trains with batches of thousands on one device, with "
+        "the gradients of the plain step, for one more forward pass."
+    )
+    hardest_warmup_steps: float = argument(
+        "Steps in which hardest_hinge goes from all negatives to the hardest alone; below 1, that share of all steps.",
+        0.1,
+    )
+    five_fold: bool = argument("Karpathy's 1K protocol: evaluate within each fifth of the gallery, and average.", False)
     shuffle_every_epoch: bool = argument(
         "False: the captions are shuffled once, every epoch has the same batches.", True
+    )
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = argument(
+        "With --push_to_hub: when to push. By default once, when the figures are known; the others as in TrainingArguments.",
+        "end",
     )
     compare_with_baselines: bool = argument(
         "Also answer the evaluation captions with BM25 and with mean caption vectors, from the training captions.",
@@ -190,7 +203,18 @@ class XMatchingTrainingArguments(TrainingArguments):
         # accelerate starts several CPU processes without telling them so; each would then train alone
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True
+        if self.hub_token:  # as an argument it would be pickled into training_args.bin, in plain text
+            os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
         super().__post_init__()
+        if self.gradient_cache_chunk_size is not None and self.gradient_cache_chunk_size < 1:
+            raise ValueError(f"--gradient_cache_chunk_size is {self.gradient_cache_chunk_size}; give 1 row or more")
+        if self.hardest_warmup_steps < 0:
+            raise ValueError(f"--hardest_warmup_steps is {self.hardest_warmup_steps}; give 0 or more")
+        if self.five_fold and self.compare_with_baselines:
+            raise ValueError(
+                "--five_fold searches a fifth of the gallery and the baselines all of it, so they cannot be compared; "
+                "leave --five_fold or --compare_with_baselines out"
+            )
         self.label_names = ["image_ids"]
         if not self.shuffle_every_epoch:
             self.train_sampling_strategy = "sequential"  # of captions that were shuffled once

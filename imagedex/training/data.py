@@ -38,6 +38,10 @@ def load_splits(data: DataArguments) -> RetrievalSplits:
     )
 
 
+def training_captions(splits: RetrievalSplits) -> list[str]:
+    return [caption for captions in splits.train["captions"] for caption in captions]
+
+
 def resized(images: list, image_processor) -> np.ndarray:
     """RGB pictures as the processor resizes and crops them: (B, 3, height, width) uint8."""
     pixels = image_processor(images=images, do_rescale=False, do_normalize=False, return_tensors="np")

@@ -37,16 +37,19 @@ def running_statistics_kept(model: nn.Module):
             layer.track_running_stats = True
 
 
-def random_state(device: torch.device):
-    """The state that dropout on `device` depends on: (CPU's, the accelerator's or None)."""
-    accelerated = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
-    return torch.get_rng_state(), accelerated
+def random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The state that dropout on `device` depends on: the CPU's, and the accelerator's where it is one."""
+    if device.type == "cpu":
+        return torch.get_rng_state(), None
+    which = () if device.type == "mps" else (device,)  # there is only one
+    return torch.get_rng_state(), torch.get_device_module(device).get_rng_state(*which)
 
 
-def set_random_state(device: torch.device, state) -> None:
+def set_random_state(device: torch.device, state: tuple[torch.Tensor, torch.Tensor | None]) -> None:
     torch.set_rng_state(state[0])
     if state[1] is not None:
-        torch.get_device_module(device).set_rng_state(state[1], device)
+        which = () if device.type == "mps" else (device,)
+        torch.get_device_module(device).set_rng_state(state[1], *which)
 
 
 def cached_step(

@@ -9,22 +9,27 @@ import sys
 import datasets
 import transformers
 from transformers import TrainingArguments, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
 
 from imagedex.cli import check_output_dir, write_atomically
 from imagedex.errors import UserError
+from imagedex.hub import check_push
+from imagedex.retrieval.search import split_folds
 
 logger = logging.getLogger(__name__)
 
 RECORD = "run_arguments.json"
 
-# What may differ between a run and its continuation: where it writes and reports, and how many helpers it has.
+# What may differ between a run and its continuation: where it writes and reports, how many helpers it has, and whether
+# to go on past the unreadable picture that stopped a stream.
 MAY_DIFFER = {
     "output_dir", "resume_from_checkpoint", "report_to", "run_name", "project", "trackio_space_id", "disable_tqdm",
     "log_level", "log_level_replica", "log_on_each_node", "logging_steps", "logging_strategy", "logging_first_step",
     "logging_nan_inf_filter", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
     "dataloader_prefetch_factor", "preprocessing_num_workers", "push_to_hub", "hub_model_id", "hub_strategy", "hub_token",
     "hub_private_repo", "hub_always_push", "hub_revision", "save_total_limit", "local_rank", "ddp_backend",
+    "unreadable_images",
 }  # fmt: skip
 
 
@@ -53,6 +58,8 @@ class Run:
         if not (args.do_train or args.do_eval):
             raise UserError("nothing to do: give --do_train, --do_eval or both")
         self.args = args
+        check_trackers(args)
+        check_push(args)
         values = args.to_dict()
         for group in argument_groups:
             values |= dataclasses.asdict(group)
@@ -81,6 +88,16 @@ class Run:
             )
 
 
+def check_trackers(args: TrainingArguments) -> None:
+    """Whether there is a tracker of each name in `--report_to`, and it is installed. Raises `UserError`."""
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+    except (ValueError, RuntimeError, ImportError) as error:
+        names = " ".join(args.report_to)
+        raise UserError(f"--report_to {names} cannot work: {' '.join(str(error).split())[:300]}") from error
+
+
 def without_evaluation(args: TrainingArguments) -> None:
     """Nothing is held out: evaluation and the choice of a best model are off, whatever the recipe says."""
     if args.do_eval or args.eval_strategy != "no" or args.load_best_model_at_end:
@@ -91,8 +108,8 @@ def without_evaluation(args: TrainingArguments) -> None:
         args.save_strategy = transformers.trainer_utils.SaveStrategy.EPOCH
 
 
-def check_batches(args: TrainingArguments, loss_type: str, num_captions: int) -> None:
-    """A batch must fit the loss and the corpus. Raises `UserError`."""
+def check_batches(args: TrainingArguments, loss_type: str, num_captions: int | None) -> None:
+    """A batch must fit the loss and the corpus (None: a stream, of any number). Raises `UserError`."""
     if not args.do_train:
         return
     size = args.train_batch_size
@@ -100,6 +117,8 @@ def check_batches(args: TrainingArguments, loss_type: str, num_captions: int) ->
         raise UserError(f"the paired hinge loss needs an even batch; --per_device_train_batch_size is {size}")
     if loss_type == "paired_hinge":
         args.dataloader_drop_last = True  # the last batch may be odd
+    if num_captions is None:
+        return
     whole = size * args.world_size
     if args.dataloader_drop_last and num_captions < whole:
         raise UserError(
@@ -113,3 +132,12 @@ def check_batches(args: TrainingArguments, loss_type: str, num_captions: int) ->
             num_captions,
             "the same" if args.train_sampling_strategy == "sequential" else "others",
         )
+
+
+def check_folds(args: TrainingArguments, targets, gallery_size: int) -> None:
+    """Before anything is trained: with `five_fold`, every fifth of the gallery has captions. Raises `UserError`."""
+    if args.five_fold:
+        try:
+            split_folds(targets, gallery_size, 5)
+        except ValueError as error:
+            raise UserError(f"--five_fold cuts the gallery of {gallery_size} pictures into five: {error}") from None

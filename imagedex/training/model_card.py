@@ -24,25 +24,29 @@ class CardFacts:
     """What a card says of the run: the corpus and its figures ("eval_..." as Trainer names them; none: nothing held out)."""
 
     corpus: str
-    train_pictures: int
-    train_captions: int
+    train_size: str
     held_out: str
     metrics: dict = field(default_factory=dict)
     baselines: dict = field(default_factory=dict)
 
     @classmethod
     def of(cls, splits: RetrievalSplits, data: DataArguments) -> "CardFacts":
-        captions = sum(len(captions) for captions in splits.train["captions"])
+        if data.streaming:
+            size = f"a {splits.train.form}"
+        else:
+            size = f"{len(splits.train)} pictures, {sum(map(len, splits.train['captions']))} captions"
         if splits.evaluation is None:
             held_out = "Nothing was held out."
         elif data.held_out_captions_per_image:
             held_out = f"{data.held_out_captions_per_image} caption(s) of each picture were held out; all pictures were trained."
         elif data.held_out_images:
             held_out = f"All captions of {data.held_out_images:.0%} of the pictures were held out."
+        elif data.streaming:
+            held_out = "Evaluated on a corpus of its own."
         else:
             held_out = "Evaluated on the corpus's own split."
-        name = data.dataset_name or data.train_file
-        return cls(Path(name).name if Path(name).exists() else name, len(splits.train), captions, held_out)
+        name = (data.train_file or data.dataset_name) if data.streaming else (data.dataset_name or data.train_file)
+        return cls(Path(name).name if Path(name).exists() else name, size, held_out)
 
 
 def rate_rows(facts: CardFacts) -> dict[str, dict]:
@@ -112,12 +116,11 @@ def write_model_card(path: Path | str, template: str, model, args, facts: CardFa
         rows=rate_rows(facts),
         queries=facts.metrics.get("eval_queries"),
         gallery_size=facts.metrics.get("eval_gallery_size"),
+        folds=facts.metrics.get("eval_folds"),
         compared=bool(facts.baselines),
         versions=", ".join(
             f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "torch", "datasets")
         ),
-        **{
-            name: getattr(facts, name) for name in ("corpus", "train_pictures", "train_captions", "held_out", "metrics")
-        },
+        **{name: getattr(facts, name) for name in ("corpus", "train_size", "held_out", "metrics")},
     )
     write_atomically(path, str(card))

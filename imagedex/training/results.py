@@ -18,9 +18,13 @@ BASELINES = "baselines.json"
 
 def texts(splits: RetrievalSplits) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
     """(trained captions by image_id, the questions as (caption, image_id))."""
-    trained = dict(zip(splits.train["image_id"], splits.train["captions"], strict=True))
+    return dict(zip(splits.train["image_id"], splits.train["captions"], strict=True)), questions(splits)
+
+
+def questions(splits: RetrievalSplits) -> list[tuple[str, str]]:
+    """(caption, image_id) of each caption that is asked."""
     rows = zip(splits.evaluation["image_id"], splits.evaluation["captions"], strict=True)
-    return trained, [(caption, image_id) for image_id, captions in rows for caption in captions]
+    return [(caption, image_id) for image_id, captions in rows for caption in captions]
 
 
 def write_queries(path: Path, queries: list[tuple[str, str]]) -> None:
@@ -57,18 +61,19 @@ def finish(trainer: Trainer, splits: RetrievalSplits, facts: CardFacts) -> None:
     """Writes model, card, questions and baselines, prints the table and where everything is; pushes where asked."""
     args, folder = trainer.args, Path(trainer.args.output_dir)
     if args.do_train:
-        trainer.save_model()
+        trainer.save_model(_internal_call=True)  # pushed once, below, when everything is there
         trainer.create_model_card()
     if trainer.is_world_process_zero():
         if splits.evaluation is not None:
-            write_queries(folder / QUERIES, texts(splits)[1])
+            write_queries(folder / QUERIES, questions(splits))
         if facts.baselines:
             write_atomically(folder / BASELINES, json.dumps(facts.baselines, indent=2) + "\n")
         if facts.metrics:
             queries, gallery = facts.metrics["eval_queries"], facts.metrics["eval_gallery_size"]
-            print(f"\n{queries} held-out captions, a gallery of {gallery} pictures\n")
+            folds = f" (the mean of {facts.metrics['eval_folds']} folds)" if "eval_folds" in facts.metrics else ""
+            print(f"\n{queries} held-out captions, a gallery of {gallery} pictures{folds}\n")
             print(table(rate_rows(facts), FIGURES) + "\n")
+    pushed = trainer.push_to_hub() if args.push_to_hub else None
+    if trainer.is_world_process_zero():
         made = "model, processor, code and card" if args.do_train else "figures"
-        print(f"{made}: {relative(folder)}")
-    if args.push_to_hub:
-        trainer.push_to_hub()
+        print(f"{made}: {relative(folder)}" + (f" and {pushed.repo_url}" if pushed else ""))

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import logging
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -87,7 +87,7 @@ def first_captions(stream: PictureStream):
 class LeftOut:
     """Counts that DataLoader workers, processes of their own, tell the main one through shared memory.
 
-    pictures (workers, REMEMBERED) int64: numbers of the pictures left out, 0 where there is none yet; counts (workers, 2):
+    pictures (workers, REMEMBERED) int64: a number for each picture left out, 0 where there is none yet; counts (workers, 2):
     of captions read, and of captions that were cut.
     """
 
@@ -135,9 +135,14 @@ class CaptionStream(IterableDataset):
         passes: int | None = None,
     ):
         self.stream, self.augment, self.seed, self.buffer_size = stream, augment, seed, buffer_size
-        self.tokenizer, self.image_processor, self.max_length = processor.tokenizer, processor.image_processor, max_length
+        self.tokenizer, self.image_processor, self.max_length = (
+            processor.tokenizer,
+            processor.image_processor,
+            max_length,
+        )
         self.skip_unreadable, self.workers, self.passes = skip_unreadable, workers, passes
         self.left_out = LeftOut(max(1, workers))
+        self.batches_to_pass, self.batch_size = 0, 1
 
     @classmethod
     def of(cls, stream: PictureStream, processor, data: DataArguments, args, augment=None) -> "CaptionStream":
@@ -175,32 +180,40 @@ class CaptionStream(IterableDataset):
         worker = info.id if info else 0
         if info:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one caption at a time; unset, it warns of the fork
+        # DataLoader takes a batch from each worker in turn
+        to_pass = len(range(worker, self.batches_to_pass, max(1, self.workers))) * self.batch_size
         for number in itertools.count() if self.passes is None else range(self.passes):
             seen = given = 0
             for row in self.stream.one_pass(self.seed, number, self.buffer_size):
                 seen += 1
-                item = self.item(row, number, worker)
+                item = self.item(row, number, worker, passed=to_pass > 0)
                 if item is not None:
-                    given += 1
+                    given, to_pass = given + 1, to_pass - 1
                     yield item
             if not seen:
                 return  # more workers than shards
             if not given:
-                raise LocalUserError(f"{self.stream.form}: nothing to train on in {counted(seen, 'row')} read by one reader")
+                raise LocalUserError(
+                    f"{self.stream.form}: nothing to train on in {counted(seen, 'row')} read by one reader"
+                )
 
-    def item(self, row: dict, number: int, worker: int = 0) -> dict | None:
-        """What the model takes of one row in pass `number`; None when it is left out."""
+    def item(self, row: dict, number: int, worker: int = 0, passed: bool = False) -> dict | None:
+        """What the model takes of one row in pass `number`; None when it is left out; {} when it is only passed."""
         picture = picture_number(row)
         if row["caption"] is None:
-            self.left_out.picture(worker, picture, f"sample {row['sample']} has no caption")
+            self.left_out.picture(worker, number_of(row["sample"], picture), f"sample {row['sample']} has no caption")
             return None
+        if passed and not self.skip_unreadable:
+            return {}
         try:
             image = decode(row)
         except LocalUserError as error:
             if not self.skip_unreadable:
                 raise
-            self.left_out.picture(worker, picture, str(error).split("; mend it")[0])
+            self.left_out.picture(worker, number_of(row["sample"], picture), str(error).split("; mend it")[0])
             return None
+        if passed:
+            return {}
         self.left_out.counts[worker, 0] += 1
         if self.augment is None:
             pixels = resized([image], self.image_processor)[0]
@@ -218,10 +231,11 @@ class CaptionStream(IterableDataset):
 
     def loader(self, batch_size: int, collator, args, device=None) -> DataLoader:
         """Batches for `Trainer`. The rows are this process's already: accelerate only moves them to the device."""
+        self.batch_size = batch_size
         loader = DataLoader(
             self,
             batch_size=batch_size,
-            collate_fn=collator,
+            collate_fn=PassingCollator(collator),
             num_workers=self.workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers and self.workers > 0,
@@ -231,6 +245,11 @@ class CaptionStream(IterableDataset):
         return prepare_data_loader(
             loader, device, num_processes=1, process_index=0, put_on_device=device is not None, dispatch_batches=False
         )
+
+    def pass_by(self, batches: int) -> None:
+        """The first so many batches of the next iteration are empty: a run that goes on has seen them. Their rows are read
+        and counted, but not decoded (unless unreadable ones are left out, which only decoding can tell)."""
+        self.batches_to_pass = batches
 
     def report(self) -> int:
         """Says in the log what was left out and what was cut, by all processes; returns how many pictures were left out."""
@@ -247,6 +266,22 @@ class CaptionStream(IterableDataset):
         return len(pictures)
 
 
+@dataclass
+class PassingCollator:
+    """`collator`, but an empty batch of rows that are only passed."""
+
+    collator: object
+
+    def __call__(self, rows: list[dict]) -> dict:
+        return self.collator(rows) if rows[0] else {}
+
+
+def number_of(*parts) -> int:
+    """63 bits of a hash of the parts."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
 class drawing_from:
     """Within it torch's CPU generator draws from a seed made of `parts`, and goes on as before after it.
 
@@ -254,8 +289,7 @@ class drawing_from:
     """
 
     def __init__(self, *parts):
-        digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-        self.seed = int.from_bytes(digest, "big") >> 1
+        self.seed = number_of(*parts)
 
     def __enter__(self):
         self.state = torch.get_rng_state()

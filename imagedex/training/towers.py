@@ -9,6 +9,7 @@ from transformers.utils import logging as hf_logging
 from configuration.configuration_xmatching import XMatchingConfig
 from imagedex.cli import suggestion
 from imagedex.errors import UserError
+from imagedex.hub import hub_reason
 from imagedex.training.arguments import ModelArguments, XMatchingArguments
 from imagedex.training.image_processor import build_image_processor, output_size
 from imagedex.training.tokenizer import train_tokenizer
@@ -25,7 +26,8 @@ def from_hub(loader, name: str, argument: str, **kwargs):
     try:
         return loader(name, **kwargs)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--{argument} {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        reason = (None if os.path.isdir(name) else hub_reason(error)) or " ".join(str(error).split())[:300]
+        raise UserError(f"--{argument} {name} cannot be loaded: {reason}") from error
 
 
 def build_tower_config(value: dict | None, argument: str, **overrides):

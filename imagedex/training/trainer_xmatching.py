@@ -1,7 +1,9 @@
 """Trainer of the dual encoder: a learning rate a tower, and evaluation as retrieval."""
 
+import functools
+import logging
+import math
 import time
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
@@ -9,19 +11,46 @@ from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import speed_metrics
 
+from imagedex.errors import UserError
 from imagedex.retrieval.search import retrieval_metrics
 from imagedex.training.data import RetrievalEvaluation
+from imagedex.training.gradient_cache import batch_statistics, cached_step
+from imagedex.training.publishing import PublishingMixin
+from imagedex.training.streaming import CaptionStream
+
+logger = logging.getLogger(__name__)
 
 
-class XMatchingTrainer(Trainer):
+class XMatchingTrainer(PublishingMixin, Trainer):
     """`eval_dataset` is a `RetrievalEvaluation`; metrics are every caption against the whole gallery, both directions."""
 
-    write_card = None  # path -> None; what `create_model_card` calls, set by the script that knows the run
+    batch_statistics_said = False
 
-    def create_model_card(self, *args, **kwargs):
-        """Our card instead of Trainer's; called by `push_to_hub`."""
-        if self.is_world_process_zero() and self.write_card is not None:
-            self.write_card(Path(self.args.output_dir) / "README.md")
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.args.gradient_cache_chunk_size and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise UserError(
+                "--gradient_cache_chunk_size works on one device and with DDP, not with FSDP or DeepSpeed; leave it out, "
+                "or launch with accelerate_configs/multi_gpu.yaml"
+            )
+
+    def get_train_dataloader(self):
+        """As Trainer; a stream brings its own, since its rows are this process's already."""
+        if isinstance(self.train_dataset, CaptionStream):
+            return self.train_dataset.loader(
+                self._train_batch_size, self.data_collator, self.args, self.accelerator.device
+            )
+        return super().get_train_dataloader()
+
+    def _run_epoch(self, *args, **kwargs):
+        """As Trainer, which would train one step more when a run that has reached `max_steps` is started again, and which
+        throws batches away that were seen before a stop: a stream need not make them."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        if isinstance(self.train_dataset, CaptionStream) and not self.args.ignore_data_skip:
+            self.train_dataset.pass_by(kwargs.get("steps_trained_in_current_epoch", 0))
+        super()._run_epoch(*args, **kwargs)
 
     def create_optimizer(self, model=None):
         """As Trainer, with `text_learning_rate` and `vision_learning_rate` for the towers."""
@@ -46,6 +75,51 @@ class XMatchingTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs, return_loss=True)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def hardness(self) -> float:
+        """Weight of the hardest negative at this step: 0 at the first, 1 after `hardest_warmup_steps` (VSE++ 1707.05612)."""
+        given = self.args.hardest_warmup_steps
+        steps = int(given) if given >= 1 else math.ceil(given * self.state.max_steps)
+        return min(1.0, self.state.global_step / steps) if steps else 1.0
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """As Trainer, with the warm-up of the hardest negative and with gradient caching where the arguments ask for it."""
+        core, chunk_size = self.accelerator.unwrap_model(model), self.args.gradient_cache_chunk_size
+        core.hardness = self.hardness()
+        try:
+            if chunk_size is None or len(next(iter(inputs.values()))) <= chunk_size:
+                return super().training_step(model, inputs, num_items_in_batch)
+            return self.cached_training_step(model, core, inputs, chunk_size)
+        finally:
+            core.hardness = 1.0  # evaluation, and whoever loads the model, has the loss itself
+
+    def cached_training_step(self, model, core, inputs, chunk_size: int) -> torch.Tensor:
+        """The loss of the batch, its gradients added to the parameters', at the memory of a chunk."""
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers have two modes
+            self.optimizer.train()
+        self.warn_of_batch_statistics(core)
+        accumulated = self.current_gradient_accumulation_steps
+        loss = cached_step(
+            model,
+            self._prepare_inputs(inputs),
+            chunk_size,
+            core=core,
+            backward=lambda surrogate: self.accelerator.backward(surrogate / accumulated),
+            no_sync=functools.partial(self.accelerator.no_sync, model),
+        )
+        return loss / accumulated
+
+    def warn_of_batch_statistics(self, core) -> None:
+        layers = batch_statistics(core)
+        if layers and not self.batch_statistics_said:
+            self.batch_statistics_said = True
+            logger.warning(
+                "%d batch norms train on the statistics of a chunk of %d rows, not of the batch: with gradient caching "
+                "this run is not the same as without",
+                len(layers),
+                self.args.gradient_cache_chunk_size,
+            )
 
     @torch.no_grad()
     def embed(self, rows, field: str, description: str) -> torch.Tensor:
@@ -78,12 +152,14 @@ class XMatchingTrainer(Trainer):
         )
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Hits@1/5/10, MRR and median rank of every caption against the gallery, the same for pictures asking captions
+        """Hits@1/5/10, MRR and median rank of every caption against the gallery (with `five_fold`, the mean over its fifths,
+        each against its own pictures), the same for pictures asking captions
         (`image_to_text_...`), the loss over the captions, and how many captions and pictures that was."""
         started = time.time()
         evaluation = self.eval_dataset if eval_dataset is None else eval_dataset
         text_embeds, image_embeds = self.embed_both(evaluation)
-        metrics = retrieval_metrics(text_embeds, image_embeds, evaluation.targets)
+        metrics = retrieval_metrics(text_embeds, image_embeds, evaluation.targets, five_fold=self.args.five_fold)
+        metrics |= {"folds": 5} if self.args.five_fold else {}
         metrics |= {"loss": self.loss_over(text_embeds, image_embeds, evaluation.targets), "queries": len(evaluation)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         metrics |= speed_metrics(metric_key_prefix, started, num_samples=len(evaluation))

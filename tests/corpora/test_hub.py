@@ -161,9 +161,7 @@ def test_the_hub_cannot_be_reached(monkeypatch):
         raise ConnectionError("Couldn't reach 'owner/pictures' on the Hub\nmore")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(
-        UserError, match=r"owner/pictures: no such folder here, and the Hub dataset cannot be loaded: .*Hub$"
-    ):
+    with pytest.raises(UserError, match="owner/pictures cannot be loaded: no such folder here, .* cannot be reached$"):
         load_corpus("owner/pictures")
 
 

@@ -114,3 +114,23 @@ def test_training_lowers_the_loss_and_keeps_the_best(parts, tmp_path):
     assert after["eval_loss"] < before
     seen = [entry["eval_hits@1"] for entry in trainer.state.log_history if "eval_hits@1" in entry]
     assert after["eval_hits@1"] == max(seen[1:])  # the first was before training
+
+
+def test_five_fold_evaluation_is_the_mean_over_the_fifths_of_the_gallery(parts, tmp_path):
+    _, model, _, evaluation, _ = parts
+    found = make_trainer(parts, tmp_path, five_fold=True).evaluate()
+    whole = make_trainer(parts, tmp_path)
+    text, image = whole.embed_both(evaluation)
+    bounds, folds = [0, 2, 4, 7, 9, 12], []  # twelve pictures in their order, one caption each
+    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        ranks = []
+        for vector, target in zip(text, evaluation.targets, strict=True):
+            if start <= target < stop:
+                scores = [float(vector @ other) for other in image[start:stop]]
+                ranks.append(sum(score >= scores[target - start] for score in scores))
+        assert len(ranks) == stop - start
+        folds.append(([rank <= 1 for rank in ranks], [1 / rank for rank in ranks]))
+    assert found["eval_hits@1"] == pytest.approx(np.mean([np.mean(hits) for hits, _ in folds]))
+    assert found["eval_mrr"] == pytest.approx(np.mean([np.mean(reciprocal) for _, reciprocal in folds]))
+    assert (found["eval_folds"], found["eval_gallery_size"], found["eval_queries"]) == (5, 3, 12)
+    assert found["eval_mrr"] > whole.evaluate()["eval_mrr"]  # fewer pictures to be mistaken for

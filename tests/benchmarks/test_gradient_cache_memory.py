@@ -1,0 +1,57 @@
+"""The benchmark's own arithmetic, and that the page says what the results say."""
+
+import csv
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")
+RESULTS = sorted((FOLDER / "results").glob("gradient_cache_memory-*.csv"))
+
+
+def rows_of(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_benchmark_is_on_the_page_with_its_command():
+    scripts = [path.name for path in FOLDER.glob("*.py")]
+    assert scripts and [name for name in scripts if f"python benchmarks/{name}" not in PAGE] == []
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_the_page_says_what_the_results_say(path):
+    rows = rows_of(path)
+    assert f"(results/{path.name})" in PAGE
+    assert {row["hardware"] for row in rows} == {path.stem.split("-", 1)[1]}
+    for row in rows:
+        name = "plain" if row["step"] == "plain" else f"gradient cache, chunks of {row['chunk_size']}"
+        assert f"| {name} | {int(row['batch_size']):,} | {float(row['peak_gib']):.2f} |" in PAGE
+
+
+def test_there_are_results():
+    assert RESULTS
+
+
+def test_the_model_is_the_one_described():
+    spec = importlib.util.spec_from_file_location("gradient_cache_memory", FOLDER / "gradient_cache_memory.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    millions = sum(parameter.numel() for parameter in module.build_model().parameters()) / 1e6
+    assert f"{millions:.1f} million parameters" in module.__doc__
+
+
+@pytest.mark.slow
+def test_a_small_run_writes_its_table(tmp_path):
+    command = [sys.executable, str(FOLDER / "gradient_cache_memory.py"), "--batch_size", "512", "--chunk_sizes", "32"]
+    subprocess.run([*command, "--output_dir", str(tmp_path)], check=True, timeout=600)
+    (path,) = tmp_path.glob("*.csv")
+    grown = {}
+    for row in rows_of(path):
+        grown[row["step"], int(row["batch_size"])] = float(row["peak_gib"]) - float(row["before_gib"])
+    assert grown["plain", 512] > 2 * grown["plain", 128] > 0
+    assert grown["gradient cache", 512] < 0.5 * grown["plain", 512]

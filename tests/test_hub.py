@@ -1,0 +1,326 @@
+"""The way to the Hub and back, by the real command lines, against a small Hub on the loopback interface."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TEXT_CONFIG, VISION_CONFIG
+from datasets import Dataset, Features, Image, List, Value
+from hub_server import HubServer
+from huggingface_hub import ModelCard
+from PIL import Image as Pillow
+from safetensors.torch import load as load_safetensors
+from transformers import BertConfig, BertModel
+
+from imagedex.training.tokenizer import train_tokenizer
+from modeling.modeling_xmatching import XMatchingModel
+from modeling.processing_xmatching import XMatchingProcessor
+
+SENTENCES = ["red on the left and blue on the right", "a green half next to a yellow half"]
+MODEL_FILES = {
+    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json", "README.md",
+    "configuration_xmatching.py", "modeling_xmatching.py", "processing_xmatching.py", "losses.py", "gathering.py",
+}  # fmt: skip
+
+ELSEWHERE = """
+import json, sys
+for name in ("imagedex", "modeling", "configuration"):
+    try:
+        __import__(name)
+    except ImportError:
+        continue
+    raise SystemExit(f"{name} is importable: this test proves nothing")
+import numpy as np, torch
+from PIL import Image
+from transformers import AutoConfig, AutoModel, AutoProcessor
+name = sys.argv[1]
+config = AutoConfig.from_pretrained(name, trust_remote_code=True)
+model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+picture = Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3))
+batch = processor(text=json.loads(sys.argv[2]), images=[picture], padding=True, return_tensors="pt")
+with torch.no_grad():
+    text = model.get_text_features(batch["input_ids"], batch["attention_mask"]).pooler_output
+    image = model.get_image_features(batch["pixel_values"]).pooler_output
+print(json.dumps({"model_type": config.model_type, "text": text.tolist(), "image": image.tolist()}))
+"""
+
+# Many mistakes in one process, since most of a process's time is imports: (script, arguments) -> (status, last lines).
+MISTAKES = """
+import contextlib, io, json, sys
+import run_retrieval, run_xmatching
+from imagedex import cli
+for script, arguments in json.load(sys.stdin):
+    error, status = io.StringIO(), 0
+    try:
+        with contextlib.redirect_stderr(error):
+            cli.run(lambda: {"run_xmatching": run_xmatching, "run_retrieval": run_retrieval}[script].main(arguments))
+    except SystemExit as stopped:
+        status = stopped.code
+    print(json.dumps({"status": status, "error": error.getvalue().strip()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the runs of this file are: each in an empty folder, with one download cache."""
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module")
+def hub(folder, flickr_folder):
+    """A Hub with a tiny text tower, a dataset with embedded pictures, and a model and a dataset that others keep private."""
+    tower = folder / "bert"
+    tokenizer = train_tokenizer(SENTENCES * 3, 80)
+    config = {name: value for name, value in TEXT_CONFIG.items() if name != "model_type"}
+    BertModel(BertConfig(**config, vocab_size=len(tokenizer))).save_pretrained(tower)
+    tokenizer.save_pretrained(tower)
+    with HubServer() as hub:
+        hub.add("someone/bert-tiny", tower)
+        hub.add("someone/pictures", {"data/train-00000-of-00001.parquet": parquet(flickr_folder, folder)}, "dataset")
+        for kind in ("model", "dataset"):
+            hub.add("other/private", tower, kind, private=True, owner_reads=False)
+        yield hub
+
+
+def parquet(flickr_folder, folder) -> bytes:
+    """The twelve pictures, embedded, each with a list of two captions."""
+    names = sorted(os.listdir(flickr_folder / "images"))
+    rows = {
+        "image": [{"bytes": (flickr_folder / "images" / name).read_bytes(), "path": name} for name in names],
+        "captions": [[f"{left} beside {right}", f"{left} left, {right} right"] for left, right in map(colours, names)],
+    }
+    features = Features({"image": Image(), "captions": List(Value("string"))})
+    Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
+    return (folder / "train.parquet").read_bytes()
+
+
+def colours(name: str) -> list[str]:
+    return name.removesuffix(".jpg").split("_")
+
+
+@pytest.fixture(scope="module")
+def run(hub, folder):
+    """run("script.py" or "-c", ...) -> CompletedProcess: a fresh process for which the server is the Hub."""
+
+    def run(*command, cwd=folder, stdin=None, token=None, **env):
+        if command[0] != "-c":
+            command = (ROOT / command[0], *command[1:])
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment |= {"OMP_NUM_THREADS": "1"} | hub.environment(folder / "home", token) | env
+        command = [sys.executable, *map(str, command)]
+        return subprocess.run(
+            command, cwd=cwd, env=environment, input=stdin, capture_output=True, text=True, timeout=300
+        )
+
+    return run
+
+
+def training(flickr_folder, **flags) -> list[str]:
+    """Arguments of a run of a second; None leaves one out."""
+    flags = {
+        "dataset_name": flickr_folder, "held_out_captions_per_image": 1, "text_model_name_or_path": "someone/bert-tiny",
+        "vision_config": json.dumps(VISION_CONFIG), "image_size": 16, "text_pooling": "mean", "text_pooling_layers": 1,
+        "text_head": "linear", "vision_head": "linear", "projection_dim": 16, "loss_type": "info_nce", "output_dir": "out",
+        "num_train_epochs": 1, "per_device_train_batch_size": 12, "report_to": "none",
+    } | flags  # fmt: skip
+    given = [part for name, value in flags.items() if value is not None for part in (f"--{name}", str(value))]
+    return [*given, "--do_train", "--do_eval", "--use_cpu"]
+
+
+@pytest.fixture(scope="module")
+def pushed(run, hub, folder, flickr_folder):
+    """someone/tiny, pushed at every epoch and at the end by a run with a text tower from the Hub; and the local folder."""
+    flags = {
+        "num_train_epochs": 2,
+        "save_strategy": "epoch",
+        "hub_strategy": "every_save",
+        "hub_model_id": "someone/tiny",
+    }
+    secret = {"hub_token": hub.token, "token": ""}
+    arguments = training(flickr_folder, output_dir="tiny", hub_token=secret["hub_token"], **flags)
+    done = run("run_xmatching.py", *arguments, "--push_to_hub", token=secret["token"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [line for line in done.stdout.splitlines() if line.strip()][-1] == (
+        f"model, processor, code and card: tiny and {hub.url}/someone/tiny"
+    )
+    return folder / "tiny"
+
+
+def test_push_sends_the_model_whole_and_nothing_else(hub, pushed):
+    files = hub.files("someone/tiny")
+    figures = {"all_results.json", "eval_results.json", "train_results.json"}
+    assert set(files) == MODEL_FILES | figures | {".gitattributes"}
+    assert (pushed / "checkpoint-6" / "optimizer.pt").is_file() and (pushed / "eval_queries.csv").is_file()
+    for name in MODEL_FILES | figures:
+        assert files[name] == (pushed / name).read_bytes(), name
+    assert json.loads(files["config.json"])["auto_map"] == {
+        "AutoConfig": "configuration_xmatching.XMatchingConfig",
+        "AutoModel": "modeling_xmatching.XMatchingModel",
+    }
+    assert "AutoProcessor" in json.loads(files["processor_config.json"])["auto_map"]
+    for name, content in files.items():
+        assert str(pushed.parent).encode() not in content, f"{name} names a folder of this machine"
+    saved = load_safetensors(files["model.safetensors"])
+    for name, value in XMatchingModel.from_pretrained(pushed).state_dict().items():
+        torch.testing.assert_close(saved[name], value, rtol=0, atol=0)
+
+
+def test_the_card_on_the_hub_is_ours_with_the_figures(hub, pushed):
+    card = ModelCard(hub.files("someone/tiny")["README.md"].decode())
+    measured = json.loads((pushed / "eval_results.json").read_text())
+    figures = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert figures["hits@1"] == pytest.approx(measured["eval_hits@1"], abs=1e-4)
+    assert figures["mrr"] == pytest.approx(measured["eval_mrr"], abs=1e-4)
+    assert card.data.model_name == "tiny" and 'name = "someone/tiny"' in card.text and "bert-tiny" in card.text
+
+
+def test_every_push_of_a_run_leaves_a_model_that_loads_and_no_token(hub, pushed):
+    repository = hub.repositories["model", "someone/tiny"]
+    assert repository.messages == [
+        "initial commit", "Training in progress, epoch 1", "Training in progress, epoch 2", "End of training"
+    ]  # fmt: skip
+    for _, files in repository.commits[1:]:
+        assert {*MODEL_FILES} - {"README.md"} <= set(files)
+        assert not any("optimizer" in name or name.startswith("checkpoint") for name in files)
+        assert not any(hub.token.encode() in content for content in files.values())
+
+
+def test_loads_from_the_hub_in_a_process_without_this_repository(run, pushed, tmp_path):
+    done = run("-c", ELSEWHERE, "someone/tiny", json.dumps(SENTENCES), cwd=tmp_path, HF_HOME=str(tmp_path / "fresh"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["model_type"] == "xmatching"
+    model, processor = XMatchingModel.from_pretrained(pushed).eval(), XMatchingProcessor.from_pretrained(pushed)
+    picture = Pillow.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3))
+    batch = processor(text=SENTENCES, images=[picture], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        text = model.get_text_features(batch["input_ids"], batch["attention_mask"]).pooler_output
+        image = model.get_image_features(batch["pixel_values"]).pooler_output
+    torch.testing.assert_close(torch.tensor(found["text"]), text)
+    torch.testing.assert_close(torch.tensor(found["image"]), image)
+
+
+def test_retrieval_with_model_and_gallery_from_the_hub(run, pushed, folder):
+    """The same answers as with the local folder; `image_id` is the stored file name."""
+    (folder / "queries.csv").write_text("caption,image\nred beside blue,red_blue.jpg\ngreen beside red,green_red.jpg\n")
+    rankings = []
+    for model, out in (("someone/tiny", "from_hub"), (pushed, "from_folder")):
+        done = run("run_retrieval.py", "--model_name_or_path", model, "--dataset_name", "someone/pictures", "--queries",
+                   "queries.csv", "--output_dir", out, "--device", "cpu", "--contact_sheet_queries", 0)  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        rankings.append([json.loads(line) for line in (folder / out / "rankings.jsonl").read_text().splitlines()])
+        assert json.loads((folder / out / "metrics.json").read_text())["gallery_size"] == 12
+    assert rankings[0] == rankings[1]
+    assert len(rankings[0]) == 2 and len(set(rankings[0][0]["images"])) == 10
+    assert {name.count("_") for row in rankings[0] for name in row["images"]} == {1}
+
+
+def test_a_dataset_from_the_hub_is_a_corpus(run, folder):
+    code = (
+        "from imagedex.corpora import load_corpus; import json\n"
+        "c = load_corpus('someone/pictures'); t = c.splits['train']\n"
+        "rows = {r['image_id']: [r['captions'], list(r['image'].size), list(r['image'].getpixel((2, 2)))] for r in t}\n"
+        "print(json.dumps([c.form, list(c.splits), t.column_names, rows]))"
+    )
+    done = run("-c", code, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr[-3000:]
+    form, splits, columns, rows = json.loads(done.stdout.splitlines()[-1])
+    assert form == "dataset someone/pictures" and splits == ["train"] and len(rows) == 12
+    assert columns == ["image_id", "image", "captions", "source_id"]
+    captions, size, pixel = rows["blue_yellow.jpg"]
+    assert captions == ["blue beside yellow", "blue left, yellow right"] and size == [32, 24]
+    assert pixel == pytest.approx([50, 70, 220], abs=20)
+
+
+def mistakes(flickr_folder, folder):
+    """name -> (script, arguments, what the line says)."""
+    nowhere, private, absent = "someone/nowhere", "other/private", "no such {} on the Hub"
+    (folder / "queries.txt").write_text("a red half\n")
+
+    def train(message, **flags):
+        return "run_xmatching", training(flickr_folder, output_dir=str(folder / "never"), **flags), message
+
+    def ask(message, **flags):
+        asked = {
+            "queries": folder / "queries.txt",
+            "output_dir": folder / "never",
+            "image_dir": flickr_folder / "images",
+        }
+        return (
+            "run_retrieval",
+            [str(x) for name, value in (asked | flags).items() for x in (f"--{name}", value)],
+            message,
+        )
+
+    whole = {"text_model_name_or_path": None, "vision_config": None, "image_size": None}
+    model, dataset = absent.format("model"), absent.format("dataset")
+    return {
+        "tower nowhere": train(model, text_model_name_or_path=nowhere),
+        "tower private": train(model, text_model_name_or_path=private),
+        "vision tower nowhere": train(model, vision_model_name_or_path=nowhere, vision_config=None),
+        "model nowhere": train(model, model_name_or_path=nowhere, **whole),
+        "dataset nowhere": train(dataset, dataset_name=nowhere),
+        "dataset private": train(dataset, dataset_name=private),
+        "retrieval model nowhere": ask(model, model_name_or_path=nowhere),
+        "retrieval model private": ask(model, model_name_or_path=private),
+        "someone else's namespace": train(
+            "nobody/tiny cannot be made: You don't have the rights", push_to_hub="true", hub_model_id="nobody/tiny"),
+        "no name": train("give owner/name", push_to_hub="true", hub_model_id="a/b/c"),
+    }  # fmt: skip
+
+
+def run_mistakes(run, cases, **env) -> list[dict]:
+    given = json.dumps([case[:2] for case in cases])
+    done = run("-c", MISTAKES, stdin=given, PYTHONPATH=str(ROOT), **env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"status"')]
+
+
+def test_what_the_hub_refuses_is_one_line_and_status_2(run, hub, folder, flickr_folder):
+    cases = mistakes(flickr_folder, folder)
+    before = len(hub.requests)
+    for (name, case), found in zip(cases.items(), run_mistakes(run, cases.values()), strict=True):
+        lines = found["error"].splitlines()
+        assert found["status"] == 2 and lines[-1].startswith("error: ") and case[2] in lines[-1], (name, found)
+        assert sum(line.startswith("error: ") for line in lines) == 1 and "Retrying" not in found["error"], (
+            name,
+            found,
+        )
+    assert not (folder / "never").exists(), "something was written"
+    asked = [path for _, path in hub.requests[before:] if "nowhere" in path or "private" in path]
+    assert asked and max(map(asked.count, asked)) <= 8, "a refused name is asked for again and again"
+
+
+@pytest.mark.parametrize("token", ["", "hf_wrong"], ids=["no token", "wrong token"])
+def test_without_a_good_token_too(run, folder, flickr_folder, token):
+    cases = mistakes(flickr_folder, folder)
+    names = ["tower private", "dataset private", "retrieval model private", "someone else's namespace"]
+    message = "does not accept the token" if token else "log in with `hf auth login`"
+    for name, found in zip(names, run_mistakes(run, [cases[name] for name in names], token=token), strict=True):
+        lines = found["error"].splitlines()
+        assert found["status"] == 2 and lines[-1].startswith("error: ") and "hf auth login" in lines[-1], (name, found)
+        assert message in lines[-1] and len(lines[-1]) < 250, (name, found)
+    assert not (folder / "never").exists(), "something was written"
+
+
+def test_a_push_that_fails_at_the_end_says_where_the_model_is(run, hub, folder, flickr_folder):
+    arguments = [*training(flickr_folder, output_dir="late", hub_model_id="late"), "--push_to_hub"]
+    hub.refuse_commits = True
+    try:
+        done = run("run_xmatching.py", *arguments)
+    finally:
+        hub.refuse_commits = False
+    assert done.returncode == 2
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("error: the model is in late, but someone/late did not take it: ") and "quota" in error
+    assert MODEL_FILES <= set(os.listdir(folder / "late")) and set(hub.files("someone/late")) == {".gitattributes"}
+
+    again = run("run_xmatching.py", *arguments)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert MODEL_FILES <= set(hub.files("someone/late"))
+    assert 'name = "someone/late"' in hub.files("someone/late")["README.md"].decode()
