@@ -1,10 +1,10 @@
 """Peak memory of one training step with and without gradient caching (imagedex/training/gradient_cache.py).
 
-    python benchmarks/gradient_cache_memory.py                 # 2 to 3 minutes and 9 GiB on two cores; a GPU when there is one
+    python benchmarks/gradient_cache_memory.py                 # minutes and 11 GiB on two cores; a GPU when there is one
     python benchmarks/gradient_cache_memory.py --batch_size 16384 --skip_plain
 
 Each row is a fresh process: forward and backward of one batch by a dual encoder that learns throughout (BERT of 4 layers x
-256 on 16 tokens, ViT of 4 layers x 256 on 64 x 64 pixels in patches of 16, InfoNCE; 5.9 million parameters and no batch
+256 on 16 tokens, ViT of 4 layers x 256 on 64 x 64 pixels in patches of 16, InfoNCE; 7.0 million parameters and no batch
 norm). On the CPU the peak is the largest resident set of the process; on a GPU it is what torch had allocated.
 """
 

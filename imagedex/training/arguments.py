@@ -61,6 +61,7 @@ class DataArguments:
         1000,
     )
     image_dir: str | None = argument("Root of the pictures that train_file and validation_file name.")
+    visual_genome_dir: str | None = argument("Visual Genome's pictures, for LXMERT's files with sources beside COCO.")
     image_column: str | None = argument("Column with the picture; found by itself when there is one candidate.")
     caption_column: str | None = argument("Column with the caption or the list of captions; found likewise.")
     held_out_captions_per_image: int = argument("Keep this many captions of each picture for evaluation.", 0)

@@ -22,6 +22,7 @@ def load_splits(data: DataArguments) -> RetrievalSplits:
         train_file=data.train_file,
         validation_file=data.validation_file,
         image_dir=data.image_dir,
+        visual_genome_dir=data.visual_genome_dir,
         image_column=data.image_column,
         caption_column=data.caption_column,
         unreadable_images=data.unreadable_images,

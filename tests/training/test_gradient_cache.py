@@ -1,5 +1,6 @@
 """Gradient caching gives the loss and the gradients of the plain step."""
 
+import contextlib
 import copy
 import logging
 
@@ -119,6 +120,23 @@ def test_kept_states_of_frozen_towers():
         }
     expected = plain_step(copy.deepcopy(model), inputs)
     assert_same((cached_step(model, kept, 4), gradients(model)), expected)
+
+
+def test_gradients_are_averaged_over_processes_in_the_last_chunk_only():
+    model, events = tiny(), []
+
+    @contextlib.contextmanager
+    def no_sync():
+        events.append("held back")
+        yield
+        events.append("done")
+
+    def backward(scalar):
+        events.append("backward")
+        scalar.backward()
+
+    cached_step(model, batch(), 4, backward=backward, no_sync=no_sync)
+    assert events == ["held back", "backward", "done"] * 2 + ["backward"]
 
 
 class Kept:
