@@ -105,6 +105,8 @@ def main(argv=None):
     if args.do_eval and args.compare_with_baselines and args.process_index == 0:
         encoder = args.baseline_text_encoder or xmatching_args.text_model_name_or_path
         facts.baselines = baseline_rows(*results.texts(splits), encoder, gallery=splits.gallery["image_id"])
+    if args.do_predict:
+        results.write_predictions(trainer, splits)
     results.finish(trainer, splits, facts)
 
 

@@ -6,6 +6,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
@@ -57,6 +58,8 @@ def check_push(args) -> None:
 
 def push_reason(error: BaseException) -> str:
     """Why the Hub does not take a model."""
+    if isinstance(error, LocalTokenNotFoundError):
+        return "the Hub does not know you; log in with `hf auth login`, or set HF_TOKEN"
     if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
         return "the Hub does not accept the token; log in with `hf auth login`, or set HF_TOKEN"
     text = " ".join(str(error).split())[:300] or type(error).__name__

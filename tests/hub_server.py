@@ -318,7 +318,7 @@ ROUTES = (
 
 
 class HubServer:
-    """The server, in a thread of its own. `requests` is what was asked, as (method, path); `refuse_commits`: uploads end in a 403."""
+    """The server, in a thread of its own. `requests` is what was asked, as (method, path); `refuse_commits`: they get a 403."""
 
     token, user = "hf_x", "someone"
 

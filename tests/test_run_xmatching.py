@@ -1,5 +1,6 @@
 """The real command line: a run from data to a saved model, resuming, and ten wrong uses."""
 
+import csv
 import json
 import os
 import shutil
@@ -56,11 +57,17 @@ def test_train_evaluate_save_and_go_on(launch, arguments, tmp_path):
     assert "holds a run with other arguments" in other.stderr and "learning_rate" in other.stderr
 
     # the trained model is judged alike by a run of its own
-    judged = launch("run_xmatching.py", "--model_name_or_path", out, "--dataset_name", arguments[1], "--do_eval",
+    judged = launch("run_xmatching.py", "--model_name_or_path", out, "--dataset_name", arguments[1], "--do_eval", "--do_predict",
                     "--held_out_captions_per_image", 1, "--output_dir", "judged", "--use_cpu")  # fmt: skip
     assert judged.returncode == 0, judged.stderr[-3000:]
     alone = json.loads((tmp_path / "judged" / "eval_results.json").read_text())
     assert alone["eval_mrr"] == pytest.approx(results["eval_mrr"])
+    rankings = [json.loads(line) for line in (tmp_path / "judged" / "rankings.jsonl").read_text().splitlines()]
+    with open(out / "eval_queries.csv", newline="") as file:
+        asked = list(csv.DictReader(file))
+    assert [ranking["query"] for ranking in rankings] == [row["caption"] for row in asked]
+    hits = [row["image"] == ranking["images"][0] for ranking, row in zip(rankings, asked, strict=True)]
+    assert sum(hits) / len(hits) == pytest.approx(results["eval_hits@1"])
 
 
 def test_a_run_that_was_stopped_ends_where_an_unbroken_one_does(launch, arguments, tmp_path):

@@ -55,8 +55,8 @@ class Run:
     """
 
     def __init__(self, args: TrainingArguments, *argument_groups):
-        if not (args.do_train or args.do_eval):
-            raise UserError("nothing to do: give --do_train, --do_eval or both")
+        if not (args.do_train or args.do_eval or args.do_predict):
+            raise UserError("nothing to do: give --do_train, --do_eval or --do_predict")
         self.args = args
         check_trackers(args)
         check_push(args)
@@ -100,9 +100,10 @@ def check_trackers(args: TrainingArguments) -> None:
 
 def without_evaluation(args: TrainingArguments) -> None:
     """Nothing is held out: evaluation and the choice of a best model are off, whatever the recipe says."""
-    if args.do_eval or args.eval_strategy != "no" or args.load_best_model_at_end:
+    if args.do_eval or args.do_predict or args.eval_strategy != "no" or args.load_best_model_at_end:
         logger.warning("nothing is held out: evaluation and the choice of the best checkpoint are off")
-    args.do_eval, args.load_best_model_at_end, args.metric_for_best_model = False, False, None
+    args.do_eval = args.do_predict = args.load_best_model_at_end = False
+    args.metric_for_best_model = None
     args.eval_strategy = transformers.IntervalStrategy.NO
     if args.save_strategy == transformers.trainer_utils.SaveStrategy.BEST:
         args.save_strategy = transformers.trainer_utils.SaveStrategy.EPOCH

@@ -10,6 +10,8 @@ from transformers import Trainer
 
 from imagedex.cli import write_atomically
 from imagedex.corpora import RetrievalSplits
+from imagedex.retrieval.rankings import Ranking, short_float, write_rankings
+from imagedex.retrieval.search import top_k
 from imagedex.training.model_card import FIGURES, CardFacts, rate_rows
 
 QUERIES = "eval_queries.csv"
@@ -34,6 +36,19 @@ def write_queries(path: Path, queries: list[tuple[str, str]]) -> None:
     writer.writerow(["caption", "image"])
     writer.writerows(queries)
     write_atomically(path, buffer.getvalue())
+
+
+def write_predictions(trainer: Trainer, splits: RetrievalSplits, k: int = 10) -> None:
+    """rankings.jsonl: the k pictures found for each caption that is asked, as run_retrieval.py writes them."""
+    scores, rows = top_k(*trainer.embed_both(trainer.eval_dataset), k)
+    if trainer.is_world_process_zero():
+        image_ids = splits.gallery["image_id"]
+        found = zip(questions(splits), rows.tolist(), scores.tolist(), strict=True)
+        rankings = [
+            Ranking(caption, [image_ids[row] for row in best], [short_float(score) for score in values])
+            for (caption, _), best, values in found
+        ]
+        write_rankings(rankings, Path(trainer.args.output_dir) / "rankings.jsonl")
 
 
 def table(rows: dict[str, dict], columns) -> str:
