@@ -27,7 +27,8 @@ def hub_reason(error: BaseException, kind: str = "model") -> str | None:
     def is_from(*types):
         return any(isinstance(cause, types) for cause in causes)
 
-    if is_from(GatedRepoError):
+    # datasets says so in words only
+    if is_from(GatedRepoError) or (isinstance(causes[0], DatasetNotFoundError) and "gated dataset" in str(causes[0])):
         return f"the {kind} is gated: ask for access on its page on the Hub, then log in with `hf auth login`"
     if is_from(RepositoryNotFoundError, DatasetNotFoundError):
         return f"no such folder here, and no such {kind} on the Hub; for a private one, log in with `hf auth login`"

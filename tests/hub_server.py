@@ -34,6 +34,7 @@ class Repository:
     id: str
     private: bool = False
     owner_reads: bool = True  # False: someone else's private repository
+    gated: bool = False  # its page can be seen, its files cannot
     commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
 
@@ -281,6 +282,8 @@ class Handler(BaseHTTPRequestHandler):
         self.answer_json({"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{prefix}{id}/commit/{sha}"})
 
     def resolve(self, kind, id, revision, path):
+        if self.repository(kind, id).gated:
+            raise Refused(403, "GatedRepo", f"Access to {id} is restricted")
         sha, files = self.tree_at(kind, id, revision)
         if path not in files:
             self.answer(b"Entry not found", 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha,

@@ -76,7 +76,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hub(folder, flickr_folder):
-    """A Hub with a tiny text tower, a dataset with embedded pictures, and a model and a dataset that others keep private."""
+    """A Hub with a tiny text tower, a dataset with embedded pictures, and what others keep private or gated."""
     tower = folder / "bert"
     tokenizer = train_tokenizer(SENTENCES * 3, 80)
     BertModel(BertConfig(**TEXT_CONFIG, vocab_size=len(tokenizer))).save_pretrained(tower)
@@ -86,6 +86,7 @@ def hub(folder, flickr_folder):
         hub.add("someone/pictures", {"data/train-00000-of-00001.parquet": parquet(flickr_folder, folder)}, "dataset")
         for kind in ("model", "dataset"):
             hub.add("other/private", tower, kind, private=True, owner_reads=False)
+            hub.add("other/gated", tower, kind).gated = True
         yield hub
 
 
@@ -272,6 +273,8 @@ def mistakes(flickr_folder, folder):
         "tower private": train(model, text_model_name_or_path=private),
         "vision tower nowhere": train(model, vision_model_name_or_path=nowhere, vision_config=None),
         "model nowhere": train(model, model_name_or_path=nowhere, **whole),
+        "tower gated": train("the model is gated", text_model_name_or_path="other/gated"),
+        "dataset gated": train("the dataset is gated", dataset_name="other/gated"),
         "dataset nowhere": train(dataset, dataset_name=nowhere),
         "dataset private": train(dataset, dataset_name=private),
         "retrieval model nowhere": ask(model, model_name_or_path=nowhere),

@@ -1,6 +1,9 @@
 """--report_to from the real command line, without a network."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -33,6 +36,36 @@ def test_tensorboard_writes_into_the_output_folder_and_the_run_goes_on(launch, a
     again = launch("run_xmatching.py", *arguments, "--report_to", "tensorboard")
     assert again.returncode == 0, again.stderr[-3000:]
     assert "going on from" in again.stdout
+
+
+def test_trackio_keeps_training_and_evaluation_as_one_run_on_this_machine(launch, arguments, tmp_path):
+    pytest.importorskip("trackio")
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = launch("run_xmatching.py", *arguments, "--report_to", "trackio", **home)
+    assert done.returncode == 0, done.stderr[-3000:]
+    measured = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+
+    def ask(*words):
+        command = [
+            sys.executable,
+            "-c",
+            "from trackio.cli import main; main()",
+            *words,
+            "--project",
+            "huggingface",
+            "--json",
+        ]
+        answer = subprocess.run(command, env=os.environ | home, capture_output=True, text=True, timeout=120)
+        assert answer.returncode == 0, answer.stderr[-2000:]
+        return json.loads(answer.stdout)
+
+    (run,) = ask("list", "runs")["runs"]
+    assert run.startswith("out-")
+    values = {
+        name: ask("get", "metric", "--run", run, "--metric", name)["values"] for name in ("train/loss", "eval/hits@1")
+    }
+    assert len(values["train/loss"]) == 3
+    assert [row["value"] for row in values["eval/hits@1"]] == [pytest.approx(measured["eval_hits@1"])]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+from datetime import datetime
 
 import datasets
 import transformers
@@ -65,6 +66,8 @@ class Run:
             values |= dataclasses.asdict(group)
         self.arguments = {name: value for name, value in values.items() if name not in MAY_DIFFER}
         self.folder = check_output_dir(args.output_dir, self.arguments, RECORD)
+        if not args.run_name:  # one name for training and the evaluation after it: trackio would make two runs of them
+            args.run_name = f"{self.folder.resolve().name}-{datetime.now():%b%d_%H-%M-%S}"
         self.checkpoint = self._checkpoint()
         set_seed(args.seed)
 
