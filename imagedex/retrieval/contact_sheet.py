@@ -199,7 +199,7 @@ def _draw_answer(strip: Image.Image, ranking: Ranking, thumbnails: Thumbnails, t
         left = MARGIN + column * (CELL[0] + GAP)
         right_one = image_id == ranking.target
         _paste(strip, thumbnails(image_id), left, top, GREEN if right_one else None)
-        place = f"{column + 1}  the right one" if right_one else str(column + 1)
+        place = f"{column + 1}  right" if right_one else str(column + 1)
         draw.text((left + 2, below), place, fill=GREEN if right_one else INK, font=font(SMALL))
         draw.text((left + CELL[0] - 2, below), f"{score:.3f}", fill=MUTED, font=font(SMALL), anchor="ra")
     if ranking.target and not is_found(ranking):
