@@ -183,9 +183,10 @@ def test_the_card_on_the_hub_is_ours_with_the_figures(hub, pushed):
 
 def test_every_push_of_a_run_leaves_a_model_that_loads_and_no_token(hub, pushed):
     repository = hub.repositories["model", "someone/tiny"]
-    assert repository.messages == [
-        "initial commit", "Training in progress, epoch 1", "Training in progress, epoch 2", "End of training"
-    ]  # fmt: skip
+    first, *progress, last = repository.messages
+    assert (first, last) == ("initial commit", "End of training")
+    # pushes run beside training: one that has not begun when the next is due sends the newer files, or nothing new
+    assert progress and set(progress) <= {"Training in progress, epoch 1", "Training in progress, epoch 2"}
     for _, files in repository.commits[1:]:
         assert {*MODEL_FILES} - {"README.md"} <= set(files)
         assert not any("optimizer" in name or name.startswith("checkpoint") for name in files)
