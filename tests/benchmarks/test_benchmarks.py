@@ -33,6 +33,21 @@ def test_the_page_says_what_the_results_say(path):
         assert f"| {name} | {int(row['batch_size']):,} | {float(row['peak_gib']):.2f} |" in PAGE
 
 
+@pytest.mark.parametrize("path", sorted((FOLDER / "results").glob("losses-*.csv")), ids=lambda path: path.stem)
+def test_the_page_gives_mean_and_spread_of_the_losses(path):
+    rows = rows_of(path)
+    assert f"(results/{path.name})" in PAGE
+    for loss in {row["loss"] for row in rows}:
+        own = [[float(row[name]) for row in rows if row["loss"] == loss] for name in ("hits@1", "hits@10", "mrr")]
+        assert len(own[0]) == 3
+        cells = []
+        for values in own:
+            middle = sum(values) / 3
+            spread = (sum((value - middle) ** 2 for value in values) / 2) ** 0.5
+            cells.append(f"{middle:.3f} ± {spread:.3f}")
+        assert f"| {loss} | {' | '.join(cells)} |" in PAGE
+
+
 def test_there_are_results():
     assert RESULTS
 
