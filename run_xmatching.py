@@ -12,7 +12,6 @@ A recipe comes first, flags override it. See --help for every argument, README.m
 import logging
 
 import imagedex.cli as cli
-from imagedex.retrieval.baselines import baseline_rows
 from imagedex.training import lifecycle, results
 from imagedex.training.arguments import DataArguments, ModelArguments, XMatchingArguments, XMatchingTrainingArguments
 from imagedex.training.augmentation import build_augmentation
@@ -92,6 +91,10 @@ def main(argv=None):
     )
     facts = CardFacts.of(splits, data_args)
     trainer.write_card = lambda path: write_model_card(path, "xmatching", model, args, facts)
+    if (
+        args.do_eval and args.compare_with_baselines and args.process_index == 0
+    ):  # before training: an encoder may not fit
+        facts.baselines = results.baselines(splits, args.baseline_text_encoder, xmatching_args.text_model_name_or_path)
     run.begin()
     if args.do_train:
         trained = trainer.train(resume_from_checkpoint=run.checkpoint)
@@ -102,9 +105,6 @@ def main(argv=None):
     if args.do_eval:
         facts.metrics = trainer.evaluate()
         trainer.save_metrics("eval", facts.metrics)
-    if args.do_eval and args.compare_with_baselines and args.process_index == 0:
-        encoder = args.baseline_text_encoder or xmatching_args.text_model_name_or_path
-        facts.baselines = baseline_rows(*results.texts(splits), encoder, gallery=splits.gallery["image_id"])
     if args.do_predict:
         results.write_predictions(trainer, splits)
     results.finish(trainer, splits, facts)

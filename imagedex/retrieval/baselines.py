@@ -90,7 +90,8 @@ class TextEncoder:
             reason = " ".join(str(error).split())
             raise UserError(f"cannot load a text encoder from {name_or_path}: {reason}") from error
         kind = self.model.config.model_type
-        if self.model.config.is_encoder_decoder or getattr(self.model.config, "text_config", None) is not None:
+        # by what was built: the config of a T5 encoder saved alone denies its decoder, which AutoModel adds all the same
+        if hasattr(self.model, "decoder") or getattr(self.model.config, "text_config", None) is not None:
             raise UserError(
                 f"{name_or_path} is a {kind} model, not a text encoder alone; give a BERT, MiniLM, MPNet or the like"
             )

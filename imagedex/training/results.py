@@ -1,8 +1,10 @@
 """What a finished run leaves: the model, its card, the questions it was judged by, a table, and one last line."""
 
 import csv
+import functools
 import io
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -10,9 +12,13 @@ from transformers import Trainer
 
 from imagedex.cli import write_atomically
 from imagedex.corpora import RetrievalSplits
+from imagedex.errors import UserError
+from imagedex.retrieval.baselines import baseline_rows
 from imagedex.retrieval.rankings import Ranking, short_float, write_rankings
 from imagedex.retrieval.search import top_k
 from imagedex.training.model_card import FIGURES, CardFacts, rate_rows
+
+logger = logging.getLogger(__name__)
 
 QUERIES = "eval_queries.csv"
 BASELINES = "baselines.json"
@@ -27,6 +33,22 @@ def questions(splits: RetrievalSplits) -> list[tuple[str, str]]:
     """(caption, image_id) of each caption that is asked."""
     rows = zip(splits.evaluation["image_id"], splits.evaluation["captions"], strict=True)
     return [(caption, image_id) for image_id, captions in rows for caption in captions]
+
+
+def baselines(splits: RetrievalSplits, encoder: str | None, text_tower: str | None) -> dict[str, dict]:
+    """BM25's and the caption vectors' figures on the questions.
+
+    Args: encoder, of the caption vectors, whose failure is the user's to mend; without it the pretrained text_tower, and
+    where that is no text encoder alone (T5, CLIP) the row is left out and the log says why.
+    """
+    rows = functools.partial(baseline_rows, *texts(splits), gallery=splits.gallery["image_id"])
+    try:
+        return rows(encoder or text_tower)
+    except UserError as error:
+        if encoder or not text_tower:
+            raise
+        logger.warning("no row of caption vectors: %s; --baseline_text_encoder names another", error)
+        return rows(None)
 
 
 def write_queries(path: Path, queries: list[tuple[str, str]]) -> None:
