@@ -47,10 +47,16 @@ help: ## list the targets
 	  /^[a-zA-Z_-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: quickstart
-quickstart: $(RUNTIME) ## train on the built-in scenes, evaluate, show the pictures found; environment included
+quickstart: $(RUNTIME) ## train all three models on the built-in scenes and compare them; environment included
 	@$(LAUNCH) run_xmatching.py recipes/quickstart/xmatching.yaml --output_dir $(QUICK)/xmatching $(ARGS)
-	@$(BIN)/python run_retrieval.py --model_name_or_path $(QUICK)/xmatching --dataset_name shape_scenes \
-	  --queries $(QUICK)/xmatching/eval_queries.csv --output_dir $(QUICK)/retrieval
+	@$(LAUNCH) run_dsi.py recipes/quickstart/codebook_t5.yaml --output_dir $(QUICK)/codebook_t5 $(ARGS)
+	@$(LAUNCH) run_image_indexing.py recipes/quickstart/vision_grounded_t5_indexing.yaml \
+	  --output_dir $(QUICK)/vision_grounded_t5_indexing $(ARGS)
+	@$(LAUNCH) run_dsi.py recipes/quickstart/vision_grounded_t5_retrieval.yaml \
+	  --model_name_or_path $(QUICK)/vision_grounded_t5_indexing --output_dir $(QUICK)/vision_grounded_t5 $(ARGS)
+	@$(BIN)/python run_retrieval.py --dataset_name shape_scenes --queries $(QUICK)/xmatching/eval_queries.csv \
+	  --model_name_or_path $(QUICK)/xmatching $(QUICK)/codebook_t5 $(QUICK)/vision_grounded_t5 \
+	  --output_dir $(QUICK)/retrieval
 
 .PHONY: photos
 photos: $(RUNTIME) ## train and evaluate on real photographs: PHOTOS=folder RUN=output ARGS="--flag value"

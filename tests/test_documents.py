@@ -1,5 +1,6 @@
 """README, Makefile and the pages beside them say what is there: tree, links, targets, flags."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "accelerate_configs/README.md"]
+SCRIPTS = ["run_xmatching.py", "run_image_indexing.py", "run_dsi.py", "run_retrieval.py"]
 
 
 def code_blocks(text: str) -> list[str]:
@@ -61,11 +63,17 @@ def test_files_that_targets_use_exist():
     assert [path for path in sorted(used) if not (ROOT / path).exists()] == []
 
 
-@pytest.mark.parametrize("script", ["run_xmatching.py", "run_retrieval.py"])
+@functools.cache
+def flags_of(script: str) -> set[str]:
+    """Every flag that --help knows."""
+    shown = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=True)
+    return set(re.findall(r"--[a-z][\w@-]*", shown.stdout))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_flags_in_the_readme_exist(script):
     """Flags of command lines and of the table of the originals' flags; --help knows every one."""
-    shown = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=True)
-    known = set(re.findall(r"--[a-z][\w@-]*", shown.stdout))
+    known = flags_of(script)
     text = " ".join(command.split(script, 1)[1] for command in commands(script))
     if script == "run_xmatching.py":
         table = README.split("The flags of `xmatching/main.py`:")[1].split("###")[0]
@@ -74,3 +82,17 @@ def test_flags_in_the_readme_exist(script):
     flags = set(re.findall(r"--[a-z]\w*", text))
     assert len(flags) >= 5
     assert sorted(flags - known) == []
+
+
+def test_flags_named_beside_commands_exist():
+    """Of the section on generative models: every flag in inline code is one of some script's."""
+    section = README.split("## Generative retrieval\n")[1].split("\n## ")[0]
+    named = re.findall(r"--[a-z]\w*", " ".join(re.findall(r"`([^`\n]+)`", section)))
+    assert len(named) > 10
+    assert set(named) <= set().union(*map(flags_of, SCRIPTS))
+
+
+def test_recipes_in_the_pages_exist():
+    for page in PAGES:
+        named = re.findall(r"(?<![\w/])recipes/[\w/.-]*\w", (ROOT / page).read_text(encoding="utf-8"))
+        assert [name for name in named if not (ROOT / name).exists()] == [], page

@@ -58,19 +58,21 @@ class BM25:
             for word, (rows, _) in occurrences.items()
         }
         floor = epsilon * sum(idf.values()) / len(idf) if idf else 0.0
-        self._lists: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # word -> documents that have it, what it adds there
+        self.postings: dict[
+            str, tuple[np.ndarray, np.ndarray]
+        ] = {}  # word -> documents that have it, what it adds there
         for word, (rows, frequencies) in occurrences.items():
             rows, tf = np.array(rows), np.array(frequencies, dtype=np.float64)
             weight = idf[word] if idf[word] >= 0 else floor
-            self._lists[word] = rows, weight * tf * (k1 + 1) / (tf + norms[rows])
+            self.postings[word] = rows, weight * tf * (k1 + 1) / (tf + norms[rows])
 
     def scores(self, queries: Sequence[Sequence[str]]) -> np.ndarray:
         """(Q, N) float64 scores of queries given as words."""
         scores = np.zeros((len(queries), self.num_documents))
         for row, query in zip(scores, queries, strict=True):
             for word in query:
-                if word in self._lists:
-                    documents, added = self._lists[word]
+                if word in self.postings:
+                    documents, added = self.postings[word]
                     row[documents] += added  # a document stands once in a list, so += loses nothing
         return scores
 

@@ -67,10 +67,14 @@ class VectorRetriever(Retriever):
         # scores are computed in float64, which Apple's GPUs do not have
         self.vectors = vectors.to("cpu" if self.device.type == "mps" else self.device)
 
-    def search(self, queries: Sequence[str], k: int, targets: Sequence[str] | None = None) -> list[Ranking]:
-        asked = encode_texts(
+    def encode(self, queries: Sequence[str]) -> torch.Tensor:
+        """(Q, D) float32 unit vectors, on the device of the gallery's."""
+        return encode_texts(
             self.model, self.tokenizer, queries, self.batch_size, self.device, self.progress, self.text_kwargs
         ).to(self.vectors.device)
+
+    def search(self, queries: Sequence[str], k: int, targets: Sequence[str] | None = None) -> list[Ranking]:
+        asked = self.encode(queries)
         scores, rows = top_k(asked, self.vectors, k)
         rankings = [
             Ranking(query, [self.image_ids[row] for row in found], [short_float(score) for score in own])

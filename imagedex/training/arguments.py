@@ -35,31 +35,17 @@ def read_config(name: str, value):
 
 
 @dataclass
-class DataArguments:
-    """Which pictures and captions, and what is held out."""
+class CorpusArguments:
+    """Which corpus, and what of it is held out."""
 
     _argument_group_name = "data"
 
     dataset_name: str | None = argument(
-        "Hub id, built-in name (shape_scenes), or a folder; its form is recognised and said. With --streaming: a folder of "
-        "tar shards or a Hub id to train on."
+        "Hub id, built-in name (shape_scenes; nq10k for run_dsi.py), or a folder; its form is recognised and said."
     )
     dataset_config_name: str | None = argument("Configuration of the dataset (for shape_scenes: how many scenes).")
-    train_file: str | None = argument(
-        "CSV, JSONL or Parquet of pictures and captions to train on. With --streaming: tar shards, as a glob, a URL or "
-        "'shards/{00000..00009}.tar'; --dataset_name may then name a corpus to evaluate on."
-    )
+    train_file: str | None = argument("CSV, JSONL or Parquet of pictures and captions to train on.")
     validation_file: str | None = argument("CSV, JSONL or Parquet to evaluate on.")
-    streaming: bool = argument(
-        "Train on tar shards in webdataset layout (000000.jpg with 000000.txt, a caption a line, or 000000.json, a caption "
-        "or a list of them) as they are read, again and again for --max_steps; nothing is stored.",
-        False,
-    )
-    shuffle_buffer_size: int = argument(
-        "With --streaming: captions, with their undecoded pictures, that each process or DataLoader worker holds and draws "
-        "from. 0: in the order of the shards.",
-        1000,
-    )
     image_dir: str | None = argument("Root of the pictures that train_file and validation_file name.")
     visual_genome_dir: str | None = argument("Visual Genome's pictures, for LXMERT's files with sources beside COCO.")
     image_column: str | None = argument("Column with the picture; found by itself when there is one candidate.")
@@ -67,9 +53,6 @@ class DataArguments:
     held_out_captions_per_image: int = argument("Keep this many captions of each picture for evaluation.", 0)
     held_out_images: float = argument("Keep all captions of this fraction of the pictures for evaluation.", 0.0)
     split_seed: int = argument("Seed of the hash that decides what is held out; the same in every script.", 0)
-    eval_gallery: Literal["all", "held_out"] = argument(
-        "Search all pictures, or with held_out_images only those.", "all"
-    )
     max_train_samples: int | None = argument("Train on the captions of only this many pictures.")
     max_eval_samples: int | None = argument(
         "Evaluate on the captions of only this many pictures (the gallery stays whole)."
@@ -91,13 +74,45 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        if self.shuffle_buffer_size < 0:
-            raise ValueError(f"--shuffle_buffer_size {self.shuffle_buffer_size}: give 0 or more")
         if self.keep_pixels and self.image_augmentation != "none":
             raise ValueError(
                 f"--keep_pixels keeps each picture once, so --image_augmentation {self.image_augmentation} cannot cut it "
                 "anew each time; give one of the two"
             )
+
+
+@dataclass
+class DataArguments(CorpusArguments):
+    """What only the dual encoder can do with a corpus: stream it, and search a part of the gallery."""
+
+    _argument_group_name = "data"
+
+    dataset_name: str | None = argument(
+        "Hub id, built-in name (shape_scenes), or a folder; its form is recognised and said. With --streaming: a folder of "
+        "tar shards or a Hub id to train on."
+    )
+    train_file: str | None = argument(
+        "CSV, JSONL or Parquet of pictures and captions to train on. With --streaming: tar shards, as a glob, a URL or "
+        "'shards/{00000..00009}.tar'; --dataset_name may then name a corpus to evaluate on."
+    )
+    eval_gallery: Literal["all", "held_out"] = argument(
+        "Search all pictures, or with held_out_images only those.", "all"
+    )
+    streaming: bool = argument(
+        "Train on tar shards in webdataset layout (000000.jpg with 000000.txt, a caption a line, or 000000.json, a caption "
+        "or a list of them) as they are read, again and again for --max_steps; nothing is stored.",
+        False,
+    )
+    shuffle_buffer_size: int = argument(
+        "With --streaming: captions, with their undecoded pictures, that each process or DataLoader worker holds and draws "
+        "from. 0: in the order of the shards.",
+        1000,
+    )
+
+    def __post_init__(self):
+        if self.shuffle_buffer_size < 0:
+            raise ValueError(f"--shuffle_buffer_size {self.shuffle_buffer_size}: give 0 or more")
+        super().__post_init__()
 
 
 @dataclass
@@ -167,26 +182,13 @@ class XMatchingArguments:
 
 
 @dataclass
-class XMatchingTrainingArguments(TrainingArguments):
-    """TrainingArguments plus what only the dual encoder's training knows."""
+class RunArguments(TrainingArguments):
+    """TrainingArguments plus what every training script here knows."""
 
     remove_unused_columns: bool = argument("Kept false: the batch is made by our collator.", False)
-    text_learning_rate: float | None = argument("Learning rate of the text tower; by default learning_rate.")
     vision_learning_rate: float | None = argument("Learning rate of the vision tower; by default learning_rate.")
     keep_states: bool = argument(
         "Run frozen towers once before training and keep what they say of each caption and picture in memory.", False
-    )
-    gradient_cache_chunk_size: int | None = argument(
-        "Rows of a batch that are in memory at once: gradient caching trains with batches of thousands on one device, with "
-        "the gradients of the plain step, for one more forward pass."
-    )
-    hardest_warmup_steps: float = argument(
-        "Steps in which hardest_hinge goes from all negatives to the hardest alone; below 1, that share of all steps.",
-        0.1,
-    )
-    five_fold: bool = argument("Karpathy's 1K protocol: evaluate within each fifth of the gallery, and average.", False)
-    shuffle_every_epoch: bool = argument(
-        "False: the captions are shuffled once, every epoch has the same batches.", True
     )
     hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = argument(
         "With --push_to_hub: when to push. By default once, when the figures are known; the others as in TrainingArguments.",
@@ -206,6 +208,28 @@ class XMatchingTrainingArguments(TrainingArguments):
             self.use_cpu = True
         if self.hub_token:  # as an argument it would be pickled into training_args.bin, in plain text
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
+        super().__post_init__()
+
+
+@dataclass
+class XMatchingTrainingArguments(RunArguments):
+    """What only the dual encoder's training knows."""
+
+    text_learning_rate: float | None = argument("Learning rate of the text tower; by default learning_rate.")
+    gradient_cache_chunk_size: int | None = argument(
+        "Rows of a batch that are in memory at once: gradient caching trains with batches of thousands on one device, with "
+        "the gradients of the plain step, for one more forward pass."
+    )
+    hardest_warmup_steps: float = argument(
+        "Steps in which hardest_hinge goes from all negatives to the hardest alone; below 1, that share of all steps.",
+        0.1,
+    )
+    five_fold: bool = argument("Karpathy's 1K protocol: evaluate within each fifth of the gallery, and average.", False)
+    shuffle_every_epoch: bool = argument(
+        "False: the captions are shuffled once, every epoch has the same batches.", True
+    )
+
+    def __post_init__(self):
         super().__post_init__()
         if self.gradient_cache_chunk_size is not None and self.gradient_cache_chunk_size < 1:
             raise ValueError(f"--gradient_cache_chunk_size is {self.gradient_cache_chunk_size}; give 1 row or more")

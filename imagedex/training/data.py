@@ -9,12 +9,12 @@ from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
 from imagedex.corpora import RetrievalSplits, flatten_captions, load_corpus, split_corpus
-from imagedex.training.arguments import DataArguments
+from imagedex.training.arguments import CorpusArguments
 
 logger = logging.getLogger(__name__)
 
 
-def load_splits(data: DataArguments) -> RetrievalSplits:
+def load_splits(data: CorpusArguments) -> RetrievalSplits:
     """The corpus that the arguments name, split as they say. Raises `UserError`."""
     corpus = load_corpus(
         data.dataset_name,
@@ -33,7 +33,7 @@ def load_splits(data: DataArguments) -> RetrievalSplits:
         held_out_captions_per_image=data.held_out_captions_per_image,
         held_out_images=data.held_out_images,
         split_seed=data.split_seed,
-        eval_gallery=data.eval_gallery,
+        eval_gallery=getattr(data, "eval_gallery", "all"),
         max_train_samples=data.max_train_samples,
         max_eval_samples=data.max_eval_samples,
     )

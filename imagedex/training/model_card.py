@@ -8,12 +8,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from imagedex.cli import write_atomically
 from imagedex.corpora import RetrievalSplits
-from imagedex.training.arguments import DataArguments
+from imagedex.training.arguments import CorpusArguments
+from imagedex.training.dsi_arguments import QUERY_STYLE
 
 TEMPLATES = Path(__file__).parents[2] / "model_cards"
 HYPERPARAMETERS = (
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size",
-    "learning_rate", "text_learning_rate", "vision_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
+    "learning_rate", "text_learning_rate", "vision_learning_rate", "embedding_learning_rate", "lr_scheduler_type",
+    "warmup_steps", "weight_decay",
     "max_grad_norm", "optim", "bf16", "seed",
 )  # fmt: skip
 FIGURES = ("hits@1", "hits@5", "hits@10", "mrr", "median_rank")
@@ -21,38 +23,43 @@ FIGURES = ("hits@1", "hits@5", "hits@10", "mrr", "median_rank")
 
 @dataclass
 class CardFacts:
-    """What a card says of the run: the corpus and its figures ("eval_..." as Trainer names them; none: nothing held out)."""
+    """What a card says of the run: the corpus, what asks for what, and the figures ("eval_..." as Trainer names them; none:
+    nothing held out)."""
 
     corpus: str
     train_size: str
     held_out: str
+    asking: str = "sentence → picture"
     metrics: dict = field(default_factory=dict)
     baselines: dict = field(default_factory=dict)
 
     @classmethod
-    def of(cls, splits: RetrievalSplits, data: DataArguments) -> "CardFacts":
-        if data.streaming:
+    def of(cls, splits: RetrievalSplits, data: CorpusArguments) -> "CardFacts":
+        streaming = getattr(data, "streaming", False)
+        if streaming:
             size = f"a {splits.train.form}"
         else:
-            size = f"{len(splits.train)} pictures, {sum(map(len, splits.train['captions']))} captions"
+            asking, found = getattr(splits, "nouns", ("captions", "pictures"))
+            size = f"{len(splits.train)} {found}, {sum(map(len, splits.train['captions']))} {asking}"
         if splits.evaluation is None:
             held_out = "Nothing was held out."
         elif data.held_out_captions_per_image:
             held_out = f"{data.held_out_captions_per_image} caption(s) of each picture were held out; all pictures were trained."
         elif data.held_out_images:
             held_out = f"All captions of {data.held_out_images:.0%} of the pictures were held out."
-        elif data.streaming:
+        elif streaming:
             held_out = "Evaluated on a corpus of its own."
         else:
             held_out = "Evaluated on the corpus's own split."
-        name = (data.train_file or data.dataset_name) if data.streaming else (data.dataset_name or data.train_file)
-        return cls(Path(name).name if Path(name).exists() else name, size, held_out)
+        name = (data.train_file or data.dataset_name) if streaming else (data.dataset_name or data.train_file)
+        asking = "question → document" if getattr(splits, "documents", False) else cls.asking
+        return cls(Path(name).name if Path(name).exists() else name, size, held_out, asking)
 
 
 def rate_rows(facts: CardFacts) -> dict[str, dict]:
     """The model's figures in both directions, then the baselines'."""
     rows = {}
-    for name, prefix in (("sentence → picture", "eval_"), ("picture → sentence", "eval_image_to_text_")):
+    for name, prefix in ((facts.asking, "eval_"), ("picture → sentence", "eval_image_to_text_")):
         row = {figure: facts.metrics[prefix + figure] for figure in FIGURES if prefix + figure in facts.metrics}
         if row:
             rows[name] = row
@@ -73,10 +80,26 @@ def tower_name(config) -> str:
     )
 
 
-def write_model_card(path: Path | str, template: str, model, args, facts: CardFacts) -> None:
+def t5_name(config) -> str:
+    """How large a T5 is, and where it started from."""
+    name = getattr(config, "_name_or_path", "")
+    layers = f"{config.num_layers} encoder and {config.num_decoder_layers} decoder layers of width {config.d_model}"
+    return layers + (f", started from `{Path(name).name if Path(name).is_absolute() else name}`" if name else "")
+
+
+def write_model_card(
+    path: Path | str,
+    template: str,
+    model,
+    args,
+    facts: CardFacts,
+    pipeline_tag: str | None = "feature-extraction",
+    **variables,
+) -> None:
     """Renders `model_cards/<template>.md` to `path`.
 
-    Args: model, a PreTrainedModel; args, its TrainingArguments; facts, what the run measured.
+    Args: model, a PreTrainedModel; args, its TrainingArguments; facts, what the run measured; variables, what else the
+    template asks for.
     """
     model_id = args.hub_model_id or Path(args.output_dir).resolve().name
     config = model.config
@@ -95,32 +118,59 @@ def write_model_card(path: Path | str, template: str, model, args, facts: CardFa
     data = ModelCardData(
         model_name=model_id.split("/")[-1],
         library_name="transformers",
-        pipeline_tag="feature-extraction",
+        **({"pipeline_tag": pipeline_tag} if pipeline_tag else {}),
         tags=["imagedex", config.model_type, "image-retrieval", "text-to-image-retrieval"],
         **({"eval_results": results} if results else {}),
     )
     parameters = list(model.parameters())
-    card = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATES / f"{template}.md"),
-        model_name=model_id.split("/")[-1],
-        model_id=model_id,
-        config=config,
-        text_tower=tower_name(config.text_config),
-        vision_tower=tower_name(config.vision_config),
-        parameters=f"{sum(p.numel() for p in parameters):,}",
-        trained_parameters=f"{sum(p.numel() for p in parameters if p.requires_grad):,}",
-        hyperparameters={
+    variables = {
+        "model_name": model_id.split("/")[-1],
+        "model_id": model_id,
+        "config": config,
+        "text_tower": tower_name(getattr(config, "text_config", config)),
+        "vision_tower": tower_name(config.vision_config) if hasattr(config, "vision_config") else None,
+        "parameters": f"{sum(p.numel() for p in parameters):,}",
+        "trained_parameters": f"{sum(p.numel() for p in parameters if p.requires_grad):,}",
+        "hyperparameters": {
             name: plain(value) for name in HYPERPARAMETERS if (value := getattr(args, name, None)) is not None
         },
-        rows=rate_rows(facts),
-        queries=facts.metrics.get("eval_queries"),
-        gallery_size=facts.metrics.get("eval_gallery_size"),
-        folds=facts.metrics.get("eval_folds"),
-        compared=bool(facts.baselines),
-        versions=", ".join(
+        "rows": rate_rows(facts),
+        "queries": facts.metrics.get("eval_queries"),
+        "gallery_size": facts.metrics.get("eval_gallery_size"),
+        "folds": facts.metrics.get("eval_folds"),
+        "compared": bool(facts.baselines),
+        "versions": ", ".join(
             f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "torch", "datasets")
         ),
         **{name: getattr(facts, name) for name in ("corpus", "train_size", "held_out", "metrics")},
-    )
+    } | variables
+    card = ModelCard.from_template(data, template_path=str(TEMPLATES / f"{template}.md"), **variables)
     write_atomically(path, str(card))
+
+
+def write_dsi_card(path: Path | str, trainer, facts: CardFacts, splits, step: str, training_mix: str | None = None):
+    """The card of a generative model.
+
+    Args: trainer, a `DSITrainer`; step, "retrieval", "indexing" or "captioning"; training_mix, how many items were shown.
+    """
+    model, identifiers = trainer.model, trainer.identifiers
+    asking, found = splits.nouns
+    variables = {
+        "t5": t5_name(model.config),
+        "asking": asking,
+        "found": found,
+        "step": step,
+        "training_mix": training_mix,
+        "num_beams": trainer.args.num_beams,
+        "memorised": facts.metrics.get("eval_memorised"),
+    }
+    if identifiers is None:
+        return write_model_card(path, "captioning", model, trainer.args, facts, None, **variables)
+    variables |= {
+        "gallery_size": len(identifiers),
+        "identifier_scheme": identifiers.scheme,
+        "identifier_length": identifiers.max_length,
+        "prompt": identifiers.source[QUERY_STYLE]["prompt"],
+        "metrics": facts.metrics if "eval_hits@1" in facts.metrics else {},  # of sentences; pictures have `memorised`
+    }
+    return write_model_card(path, model.config.model_type, model, trainer.args, facts, None, **variables)

@@ -15,17 +15,21 @@ from imagedex.corpora import RetrievalSplits
 from imagedex.errors import UserError
 from imagedex.retrieval.baselines import baseline_rows
 from imagedex.retrieval.rankings import Ranking, short_float, write_rankings
-from imagedex.retrieval.search import top_k
 from imagedex.training.model_card import FIGURES, CardFacts, rate_rows
 
 logger = logging.getLogger(__name__)
 
 QUERIES = "eval_queries.csv"
 BASELINES = "baselines.json"
+MADE, DSI_MADE = "model, processor, code and card", "model, processor, identifiers, code and card"
 
 
 def texts(splits: RetrievalSplits) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
-    """(trained captions by image_id, the questions as (caption, image_id))."""
+    """(what may be searched by image_id, a document's text or a picture's trained captions; the questions)."""
+    if getattr(splits, "documents", False):
+        return {name: [text] for name, text in zip(splits.item_ids, splits.item_texts(), strict=True)}, questions(
+            splits
+        )
     return dict(zip(splits.train["image_id"], splits.train["captions"], strict=True)), questions(splits)
 
 
@@ -62,24 +66,24 @@ def write_queries(path: Path, queries: list[tuple[str, str]]) -> None:
 
 def write_predictions(trainer: Trainer, splits: RetrievalSplits, k: int = 10) -> None:
     """rankings.jsonl: the k pictures found for each caption that is asked, as run_retrieval.py writes them."""
-    scores, rows = top_k(*trainer.embed_both(trainer.eval_dataset), k)
+    scores, images = trainer.found(k, splits.gallery["image_id"][:])
     if trainer.is_world_process_zero():
-        image_ids = splits.gallery["image_id"]
-        found = zip(questions(splits), rows.tolist(), scores.tolist(), strict=True)
+        found = zip(questions(splits), images, scores, strict=True)
         rankings = [
-            Ranking(caption, [image_ids[row] for row in best], [short_float(score) for score in values])
-            for (caption, _), best, values in found
+            Ranking(caption, names, [short_float(score) for score in values]) for (caption, _), names, values in found
         ]
         write_rankings(rankings, Path(trainer.args.output_dir) / "rankings.jsonl")
 
 
 def table(rows: dict[str, dict], columns) -> str:
-    """Rows of figures as aligned text: rates with three decimals, other numbers as they are."""
+    """Rows of figures as aligned text: rates with three decimals, other numbers as they are, a dash where there is none."""
 
     def cell(column, value):
+        if value is None:
+            return "–"
         return f"{value:.3f}" if "@" in column or column == "mrr" else f"{value:g}"
 
-    cells = [["", *columns], *([name, *(cell(c, figures[c]) for c in columns)] for name, figures in rows.items())]
+    cells = [["", *columns], *([name, *(cell(c, figures.get(c)) for c in columns)] for name, figures in rows.items())]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = (
         [text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
@@ -94,8 +98,11 @@ def relative(path: Path | str) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def finish(trainer: Trainer, splits: RetrievalSplits, facts: CardFacts) -> None:
-    """Writes model, card, questions and baselines, prints the table and where everything is; pushes where asked."""
+def finish(trainer: Trainer, splits: RetrievalSplits, facts: CardFacts, made: str = MADE) -> None:
+    """Writes model, card, questions and baselines, prints the table and where everything is; pushes where asked.
+
+    Args: made, what a trained model's folder holds, for the last line.
+    """
     args, folder = trainer.args, Path(trainer.args.output_dir)
     if args.do_train:
         trainer.save_model(_internal_call=True)  # pushed once, below, when everything is there
@@ -105,12 +112,23 @@ def finish(trainer: Trainer, splits: RetrievalSplits, facts: CardFacts) -> None:
             write_queries(folder / QUERIES, questions(splits))
         if facts.baselines:
             write_atomically(folder / BASELINES, json.dumps(facts.baselines, indent=2) + "\n")
-        if facts.metrics:
-            queries, gallery = facts.metrics["eval_queries"], facts.metrics["eval_gallery_size"]
-            folds = f" (the mean of {facts.metrics['eval_folds']} folds)" if "eval_folds" in facts.metrics else ""
-            print(f"\n{queries} held-out captions, a gallery of {gallery} pictures{folds}\n")
-            print(table(rate_rows(facts), FIGURES) + "\n")
+        say_figures(facts, getattr(splits, "nouns", ("captions", "pictures")))
     pushed = trainer.push_to_hub() if args.push_to_hub else None
     if trainer.is_world_process_zero():
-        made = "model, processor, code and card" if args.do_train else "figures"
+        made = made if args.do_train else "figures"
         print(f"{made}: {relative(folder)}" + (f" and {pushed.repo_url}" if pushed else ""))
+
+
+def say_figures(facts: CardFacts, nouns: tuple[str, str]) -> None:
+    """Prints what was measured. Args: nouns, what asks and what is found."""
+    metrics, (asking, found) = facts.metrics, nouns
+    if "eval_hits@1" in metrics:
+        queries, gallery = metrics["eval_queries"], metrics["eval_gallery_size"]
+        folds = f" (the mean of {metrics['eval_folds']} folds)" if "eval_folds" in metrics else ""
+        print(f"\n{queries} held-out {asking}, a gallery of {gallery} {found}{folds}\n")
+        print(table(rate_rows(facts), FIGURES) + "\n")
+    if "eval_memorised" in metrics:
+        samples, gallery = metrics["eval_memorised_samples"], metrics["eval_gallery_size"]
+        print(f"memorised: {metrics['eval_memorised']:.3f} of {samples} {found}, among {gallery}\n")
+    elif "eval_hits@1" not in metrics and "eval_loss" in metrics:
+        print(f"\n{metrics['eval_queries']} held-out {asking}: {metrics['eval_loss']:.3f} nats a token\n")

@@ -12,16 +12,16 @@ from transformers import Trainer
 from transformers.trainer_utils import speed_metrics
 
 from imagedex.errors import UserError
-from imagedex.retrieval.search import retrieval_metrics
+from imagedex.retrieval.search import retrieval_metrics, top_k
 from imagedex.training.data import RetrievalEvaluation
 from imagedex.training.gradient_cache import batch_statistics, cached_step
-from imagedex.training.publishing import PublishingMixin
 from imagedex.training.streaming import CaptionStream
+from imagedex.training.trainer_parts import TowerTrainerMixin
 
 logger = logging.getLogger(__name__)
 
 
-class XMatchingTrainer(PublishingMixin, Trainer):
+class XMatchingTrainer(TowerTrainerMixin, Trainer):
     """`eval_dataset` is a `RetrievalEvaluation`; metrics are every caption against the whole gallery, both directions."""
 
     batch_statistics_said = False
@@ -43,34 +43,13 @@ class XMatchingTrainer(PublishingMixin, Trainer):
         return super().get_train_dataloader()
 
     def _run_epoch(self, *args, **kwargs):
-        """As Trainer, which would train one step more when a run that has reached `max_steps` is started again, and which
-        throws batches away that were seen before a stop: a stream need not make them."""
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
+        """As Trainer, which throws batches away that were seen before a stop: a stream need not make them."""
         if isinstance(self.train_dataset, CaptionStream) and not self.args.ignore_data_skip:
             self.train_dataset.pass_by(kwargs.get("steps_trained_in_current_epoch", 0))
         super()._run_epoch(*args, **kwargs)
 
-    def create_optimizer(self, model=None):
-        """As Trainer, with `text_learning_rate` and `vision_learning_rate` for the towers."""
-        if self.optimizer is not None:
-            return super().create_optimizer(model)
-        optimizer = super().create_optimizer(model)
-        rates = {"text_model.": self.args.text_learning_rate, "vision_model.": self.args.vision_learning_rate}
-        rate_of = {}  # parameter -> its tower's rate
-        for name, parameter in (model or self.model).named_parameters():
-            for tower, rate in rates.items():
-                if rate is not None and tower in name:
-                    rate_of[parameter] = rate
-        groups = []
-        for group in optimizer.param_groups:
-            by_rate = {}
-            for parameter in group["params"]:
-                by_rate.setdefault(rate_of.get(parameter, group["lr"]), []).append(parameter)
-            groups += [group | {"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
-        optimizer.param_groups[:] = groups
-        return optimizer
+    def tower_rates(self):
+        return super().tower_rates() | {"text_model.": self.args.text_learning_rate}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs, return_loss=True)
@@ -150,6 +129,11 @@ class XMatchingTrainer(PublishingMixin, Trainer):
             self.embed(evaluation.texts, "text_embeds", "Encoding captions"),
             self.embed(evaluation.pictures, "image_embeds", "Encoding pictures"),
         )
+
+    def found(self, k: int, image_ids: list[str]) -> tuple[list[list[float]], list[list[str]]]:
+        """The k best pictures for each caption that is asked: their scores, descending, and their names."""
+        scores, rows = top_k(*self.embed_both(self.eval_dataset), k)
+        return scores.tolist(), [[image_ids[row] for row in best] for best in rows.tolist()]
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Hits@1/5/10, MRR and median rank of every caption against the gallery (with `five_fold`, the mean over its fifths,

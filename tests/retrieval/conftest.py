@@ -16,10 +16,17 @@ from transformers import (
     SiglipConfig,
     SiglipModel,
     SiglipProcessor,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
 )
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from imagedex.retrieval.identifier_schemes import assign_identifiers
+from imagedex.retrieval.loading import GENERATIVE
+from imagedex.training.tokenizer import train_tokenizer
 from modeling.modeling_xmatching import XMatchingModel
+from modeling.processing_picture_t5 import PictureT5Processor
 from modeling.processing_xmatching import XMatchingProcessor
 
 WORDS = [
@@ -150,3 +157,43 @@ def picture_folder(tmp_path_factory):
     (folder / "copy.png").write_bytes((folder / "picture 0.png").read_bytes())
     (folder / "notes.txt").write_text("not a picture")
     return folder
+
+
+@pytest.fixture(scope="session")
+def gallery_ids(picture_folder):
+    """The image_ids of `picture_folder`, as a gallery has them."""
+    pictures = [path for path in picture_folder.rglob("*") if path.suffix in (".png", ".jpg")]
+    return sorted(path.relative_to(picture_folder).as_posix() for path in pictures)
+
+
+@pytest.fixture(scope="session")
+def save_generative():
+    """save_generative(folder, model_type, scheme, image_ids, vectors=None, vectors_are=None, style=None): a model with random
+    weights that writes identifiers, saved as run_dsi.py saves one; `style` is how its sentences are written."""
+
+    def save(folder, model_type, scheme, image_ids, vectors=None, vectors_are=None, style=None):
+        tokenizer = train_tokenizer([" ".join(WORDS), "question: who is on the left?"], 200)
+        words = len(tokenizer)
+        source = {} if vectors_are is None else {"vectors": vectors_are}
+        options = {"branches": 2, "leaf_size": 3, "levels": 2, "codes": 4, "source": source}
+        identifiers = assign_identifiers(scheme, image_ids, tokenizer, vectors, **options)
+        identifiers.source["queries"] = style or {"prompt": "question: ", "cleans": True, "max_length": 20}
+        t5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": len(tokenizer)}
+        t5 |= {"decoder_start_token_id": tokenizer.pad_token_id, "pad_token_id": tokenizer.pad_token_id}
+        torch.manual_seed(0)
+        if model_type == "t5":
+            model = T5ForConditionalGeneration(T5Config(**t5, eos_token_id=tokenizer.eos_token_id))
+        else:
+            vision = ViTConfig(**TOWER, image_size=32, patch_size=8, initializer_range=0.2)
+            fields = {"num_visual_tokens": 4, "num_codebook_words": words} if model_type == "codebook_t5" else {}
+            model = GENERATIVE[model_type].from_t5_vision_pretrained(t5_config=t5, vision_config=vision, **fields)
+        for parameter in model.shared.parameters():  # random models give every identifier nearly one score; spread them
+            parameter.data.mul_(3)
+        model.save_pretrained(folder)
+        image_processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
+        processor = PictureT5Processor(image_processor=image_processor, tokenizer=tokenizer)
+        (tokenizer if model_type == "t5" else processor).save_pretrained(folder)
+        identifiers.save_pretrained(folder)
+        return folder
+
+    return save

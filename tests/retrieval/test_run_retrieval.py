@@ -275,5 +275,6 @@ def test_help_explains_each_argument(capsys):
         run_retrieval.main(["--help"])
     assert ended.value.code == 0
     shown = "".join(capsys.readouterr().out.split())  # argparse breaks lines, also at hyphens
-    for field in dataclasses.fields(run_retrieval.RetrievalArguments):
+    groups = (run_retrieval.RetrievalArguments, run_retrieval.GenerativeArguments)
+    for field in (field for group in groups for field in dataclasses.fields(group)):
         assert f"--{field.name}" in shown and "".join(field.metadata["help"].split()) in shown

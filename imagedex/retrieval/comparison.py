@@ -1,0 +1,148 @@
+"""Several models asked the same sentences: names, one table, and what they are to be measured against."""
+
+import csv
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from transformers.utils import cached_file
+
+from imagedex.corpora.shape_scenes import DEFAULT_SCENES, perfect_reader
+from imagedex.errors import UserError
+from imagedex.retrieval.queries import Queries
+from imagedex.retrieval.rankings import Ranking
+from metrics.hits_at_k.hits_at_k import summarize_ranks
+
+CEILING = "a reader who makes no mistake"
+COLUMNS = {
+    "identifiers": "identifiers",
+    "hits@1": "Hits@1",
+    "hits@10": "Hits@10",
+    "mrr": "MRR",
+    "ms_per_query": "ms a query",
+    "bytes": "on disk",
+    "gallery_size": "gallery",
+}
+GROUP_COLUMNS = {"queries": "queries", "pictures": "pictures", "hits@1": "Hits@1", "hits@5": "Hits@5", "hits@10": "Hits@10",
+                 "mrr": "MRR"}  # fmt: skip
+# what is needed to answer; a training folder holds more
+_NEEDED = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt",
+           "identifiers.json")  # fmt: skip
+
+
+def model_labels(names: Sequence[str]) -> dict[str, str]:
+    """A short name for each model -> the name it was given: a folder's own name, with as much of its path as tells it from
+    the others; a Hub id as it is. Raises `UserError` when a model is given twice."""
+    parts = {}
+    for name in names:
+        folder = Path(name).expanduser()
+        parts[name] = folder.resolve().parts if folder.is_dir() else (name,)
+    if len(set(parts.values())) < len(names):
+        twice = next(name for name in names if list(parts.values()).count(parts[name]) > 1 or names.count(name) > 1)
+        raise UserError(f"--model_name_or_path names {twice} twice; give each model once")
+    labels = {}
+    for name, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        length = 1
+        while length < len(own) and any(other[-length:] == own[-length:] for other in others):
+            length += 1
+        labels["/".join(own[-length:])] = name
+    return labels
+
+
+def folder_of(label: str) -> str:
+    """The name of the folder that a model's answers go to."""
+    return label.replace("/", "--").strip(".") or "model"
+
+
+def size_on_disk(name_or_path: str, index_dir: Path | None = None) -> int:
+    """Bytes of what is needed to answer: weights, tokenizer, identifiers, and the gallery's vectors."""
+    folder = Path(name_or_path).expanduser()
+    if not folder.is_dir():
+        folder = Path(cached_file(name_or_path, "config.json")).parent
+    files = [path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name in _NEEDED]
+    if not any(path.suffix == ".safetensors" and path.name != "identifiers.safetensors" for path in files):
+        files += folder.glob("pytorch_model*.bin")
+    if index_dir is not None and index_dir.is_dir():
+        files += [path for path in index_dir.iterdir() if path.is_file()]
+    return sum(path.stat().st_size for path in files)
+
+
+def reference_rows(
+    model_folders: Sequence[str], queries: Queries, dataset_name: str | None, dataset_config_name: str | None, gallery
+) -> dict[str, dict]:
+    """What the models are to be measured against, where it is known for exactly these queries and this gallery: the
+    baselines that a training run computed, and the ceiling of the built-in scenes."""
+    if queries.targets is None:
+        return {}
+    rows = {}
+    for folder in model_folders:
+        rows |= kept_baselines(Path(folder).expanduser(), queries, len(gallery))
+    if dataset_name == "shape_scenes":
+        scenes = int(dataset_config_name or DEFAULT_SCENES)
+        try:
+            figures = perfect_reader(queries.sentences, gallery["image_id"], n_scenes=scenes)
+        except (KeyError, ValueError):  # sentences of another corpus, whose meaning nobody knows
+            return rows
+        rows[CEILING] = figures | {"gallery_size": len(gallery)}
+    return rows
+
+
+def kept_baselines(folder: Path, queries: Queries, gallery_size: int) -> dict[str, dict]:
+    """The rows of `baselines.json` in a model's folder, if the run that wrote it asked these very queries."""
+    try:
+        with open(folder / "eval_queries.csv", encoding="utf-8", newline="") as file:
+            asked = sorted((" ".join(row["caption"].split()), row["image"]) for row in csv.DictReader(file))
+        rows = json.loads((folder / "baselines.json").read_text(encoding="utf-8"))
+    except (OSError, KeyError, ValueError, AttributeError):
+        return {}
+    if asked != sorted(zip(queries.sentences, queries.targets, strict=True)):
+        return {}
+    return {name: figures for name, figures in rows.items() if figures.get("gallery_size") == gallery_size}
+
+
+def group_figures(rankings: Sequence[Ranking], new_image_ids: Collection[str], gallery_size: int) -> dict[str, dict]:
+    """Figures of the queries for trained pictures ("seen") and for those added without training ("new") apart; everything
+    is searched in both. Nothing where no picture was added."""
+    if not new_image_ids:
+        return {}
+    groups = {}
+    for name, is_new in (("seen", False), ("new", True)):
+        ranks = [ranking.rank for ranking in rankings if (ranking.target in new_image_ids) == is_new]
+        size = len(new_image_ids) if is_new else gallery_size - len(new_image_ids)
+        if ranks:
+            figures = {figure: v for figure, v in summarize_ranks(ranks).items() if math.isfinite(v)}
+            groups[name] = figures | {"queries": len(ranks), "pictures": size}
+    return groups
+
+
+def group_table(groups: Mapping[str, Mapping]) -> str:
+    return table(groups, GROUP_COLUMNS)
+
+
+def table(rows: Mapping[str, Mapping], columns: Mapping[str, str] = COLUMNS) -> str:
+    """Aligned text, one row a model, a dash where there is nothing to say."""
+    cells = [["model" if columns is COLUMNS else "", *columns.values()]]
+    cells += [[name, *(_cell(column, row.get(column)) for column in columns)] for name, row in rows.items()]
+    numbers = [name != "identifiers" for name in ("", *columns)]
+    numbers[0] = False
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        texts = (
+            text.rjust(width) if number else text.ljust(width)
+            for text, width, number in zip(row, widths, numbers, strict=True)
+        )
+        lines.append("  ".join(texts).rstrip())
+    return "\n".join(lines)
+
+
+def _cell(column: str, value) -> str:
+    if value is None:
+        return "–"
+    if column == "bytes":
+        return f"{value / 1e6:.1f} MB"
+    if column == "ms_per_query":
+        return f"{value:.1f}"
+    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

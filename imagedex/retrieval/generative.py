@@ -1,0 +1,156 @@
+"""Models that write identifiers, asked for pictures."""
+
+import logging
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from imagedex.errors import UserError
+from imagedex.retrieval.loading import GenerativeModel
+from imagedex.retrieval.rankings import Ranking, short_float
+from imagedex.retrieval.retriever import Retriever
+from imagedex.training.dsi_arguments import QUERY_STYLE, TextArguments
+from imagedex.training.dsi_data import Writer
+from metrics.hits_at_k.hits_at_k import rank_from_list
+from modeling.constrained_decoding import rank_identifiers
+from modeling.identifiers import Identifiers
+
+logger = logging.getLogger(__name__)
+
+BEAMS_AT_ONCE = 1024  # decoder rows of one batch
+
+
+class GenerativeRetriever(Retriever):
+    """A generative model over the pictures that have identifiers.
+
+    Args:
+        parts: the model and its tokenizer.
+        identifiers: those that can be written, `parts.identifiers` or some of them or more.
+        num_beams: of the search; no more pictures than that are found, and a right picture that is not among them has no rank.
+        batch_size: queries at once, fewer where there are many beams.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parts: GenerativeModel,
+        identifiers: Identifiers | None = None,
+        num_beams: int = 10,
+        batch_size: int = 64,
+        progress: bool = False,
+    ):
+        self.identifiers = parts.identifiers if identifiers is None else identifiers
+        super().__init__(name, self.identifiers.image_ids)
+        self.parts, self.num_beams, self.progress = parts, num_beams, progress
+        self.batch_size = max(1, min(batch_size, BEAMS_AT_ONCE // num_beams))
+
+    def candidates(self, queries: Sequence[str]) -> list[Ranking]:
+        """Everything that each query's beams found, best first; scores are log-probabilities in nats."""
+        model, tokenizer = self.parts.model, self.parts.tokenizer
+        rows = written(queries, writer_of(self.parts))
+        order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]), reverse=True)
+        rankings: list[Ranking] = [Ranking(query, [], []) for query in queries]
+        with tqdm(
+            total=len(rows),
+            unit=" sentences",
+            desc="writing identifiers",
+            disable=not self.progress,
+            dynamic_ncols=True,
+        ) as bar:
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                inputs = tokenizer.pad([rows[row] for row in batch], return_tensors="pt").to(model.device)
+                scores, found = rank_identifiers(model, self.identifiers, dict(inputs), self.num_beams)
+                for row, own_scores, own_rows in zip(batch, scores.tolist(), found.tolist(), strict=True):
+                    images = [self.image_ids[place] for place in own_rows if place >= 0]
+                    rankings[row].images = images
+                    rankings[row].scores = [short_float(score) for score in own_scores[: len(images)]]
+                bar.update(len(batch))
+        return rankings
+
+    def search(self, queries: Sequence[str], k: int, targets: Sequence[str] | None = None) -> list[Ranking]:
+        return judged(self.candidates(queries), k, targets)
+
+
+def judged(rankings: list[Ranking], k: int, targets: Sequence[str] | None) -> list[Ranking]:
+    """Ranks from the whole lists, which are then cut to the k best."""
+    for place, ranking in enumerate(rankings):
+        if targets is not None:
+            ranking.target = targets[place]
+            ranking.rank = rank_from_list(ranking.images, ranking.target, ranking.scores)
+        ranking.images, ranking.scores = ranking.images[:k], ranking.scores[:k]
+    return rankings
+
+
+def writer_of(parts: GenerativeModel) -> Writer:
+    """Writes sentences as the model was trained to read them, which is kept with its identifiers."""
+    kept = parts.identifiers.source.get(QUERY_STYLE, {})
+    length = {"max_length": kept["max_length"]} if "max_length" in kept else {}
+    writer = Writer(parts.tokenizer, **TextArguments().query_style(parts.identifiers), **length)
+    if not kept:
+        logger.warning(
+            "%s does not say how its sentences were written; %r comes before each", parts.name, writer.prompt
+        )
+    return writer
+
+
+def written(queries: Sequence[str], writer: Writer) -> list[dict]:
+    """One {"input_ids", "attention_mask"} a query; those that are cut are counted aloud."""
+    prepared = [writer.prepare(query) for query in queries]
+    encoded = writer.tokenizer(prepared, truncation=True, max_length=writer.max_length)
+    whole = writer.tokenizer(prepared, truncation=False, verbose=False)["input_ids"]
+    cut = sum(len(tokens) > writer.max_length for tokens in whole)
+    if cut:
+        logger.warning(
+            "%d of %d sentences are longer than %d tokens and were cut", cut, len(queries), writer.max_length
+        )
+    pairs = zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
+    return [{"input_ids": tokens, "attention_mask": mask} for tokens, mask in pairs]
+
+
+def without_identifier(
+    shown: str, identifiers: Identifiers, image_ids: Sequence[str], may_add: bool, noun: str = "pictures"
+) -> list[str]:
+    """The gallery's pictures that have no identifier yet, in its order.
+
+    Args: shown, the model as the message names it; may_add, whether they are to get one (else they are refused).
+
+    Raises:
+        UserError: there are some and they may not be added, or the gallery has nothing in common with the identifiers.
+    """
+    missing = [image_id for image_id in image_ids if image_id not in identifiers]
+    if len(missing) == len(image_ids):
+        raise UserError(
+            f"{shown} has identifiers of {len(identifiers)} {noun}, and not one of the {len(image_ids)} in the gallery is "
+            f"among them (theirs are named like {identifiers.image_ids[0]!r}, the gallery's like {missing[0]!r}); give the "
+            "gallery it was trained on, from the same root"
+        )
+    if missing and not may_add:
+        raise UserError(
+            f"{shown} has identifiers of {len(identifiers)} {noun}, but {len(missing)} of the {len(image_ids)} in the gallery "
+            f"have none, the first is {missing[0]!r}; give the gallery it was trained on, train with these too, or, for "
+            "semantic and rq identifiers, add them with --add_new_images"
+        )
+    return missing
+
+
+def restricted(identifiers: Identifiers, image_ids: Collection[str]) -> Identifiers:
+    """The identifiers of these pictures alone, in their own order; scores stay what they are."""
+    wanted = set(image_ids)
+    rows = [row for row, image_id in enumerate(identifiers.image_ids) if image_id in wanted]
+    if len(rows) == len(identifiers):
+        return identifiers
+    lengths = np.diff(identifiers.offsets)
+    kept = np.zeros(len(identifiers), dtype=bool)
+    kept[rows] = True
+    return Identifiers(
+        identifiers.scheme,
+        [identifiers.image_ids[row] for row in rows],
+        identifiers.tokens[np.repeat(kept, lengths)],
+        np.concatenate([[0], np.cumsum(lengths[kept])]),
+        identifiers.eos_token_id,
+        new_tokens=identifiers.new_tokens,
+        known_tokens=identifiers.known_tokens,
+        source=identifiers.source,
+    )

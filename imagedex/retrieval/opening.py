@@ -1,0 +1,175 @@
+"""A model and a gallery to a `Retriever`, in two steps: what can be wrong is found first, then what takes long is done."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from imagedex.errors import UserError
+from imagedex.retrieval.arguments import GenerativeArguments, RetrievalArguments
+from imagedex.retrieval.comparison import model_labels
+from imagedex.retrieval.generative import GenerativeRetriever, restricted, without_identifier
+from imagedex.retrieval.loading import GENERATIVE, MODEL_FLAG, load_dual_encoder, load_generative, read_model_type
+from imagedex.retrieval.new_pictures import VECTORS_FLAG, NewPictures
+from imagedex.retrieval.rerank import RerankedRetriever
+from imagedex.retrieval.retriever import Retriever, VectorRetriever
+from imagedex.retrieval.vector_index import check_index, encode_gallery, gallery_fingerprint, model_fingerprint
+
+logger = logging.getLogger(__name__)
+
+RERANK_FLAG = "rerank_with"
+
+
+@dataclass
+class Opened:
+    """A model that is known to be good.
+
+    Attributes:
+        start: encodes and writes what it has to, and gives the retriever.
+        facts: of a generative model its identifier scheme ("identifiers") and beams ("num_beams"), to be kept with figures.
+        new_image_ids: pictures of the gallery that have an identifier without training.
+        kept: (model, folder of its index or None), for what is needed on disk.
+    """
+
+    start: Callable[[], Retriever]
+    facts: dict = field(default_factory=dict)
+    new_image_ids: set[str] = field(default_factory=set)
+    kept: list[tuple[str, Path | None]] = field(default_factory=list)
+
+
+def check_kinds(names: Sequence[str], generative: GenerativeArguments) -> None:
+    """Raises `UserError` for a name that is no model, and for arguments that no model here can heed."""
+    kinds = {name: read_model_type(name) for name in names}
+    if generative.active and not any(kind in GENERATIVE for kind in kinds.values()):
+        name, kind = next(iter(kinds.items()))
+        raise UserError(
+            f"--{generative.active[0]} is for models that write identifiers ({', '.join(GENERATIVE)}); {name} is a {kind} "
+            "model, so leave it out"
+        )
+    for flag in (RERANK_FLAG, VECTORS_FLAG):
+        name = getattr(generative, flag)
+        if name and (kind := read_model_type(name, flag)) in GENERATIVE:
+            raise UserError(f"--{flag} {name} is a {kind} model; give an XMatchingModel or another dual encoder")
+
+
+class Opener:
+    """Opens models over one gallery.
+
+    Args:
+        gallery: rows of the schema; of documents without `image`.
+        queries: the sentences that will be asked.
+    """
+
+    def __init__(
+        self, args: RetrievalArguments, generative: GenerativeArguments, gallery, queries: Sequence[str],
+        device: str | torch.device, output_dir: Path,
+    ):  # fmt: skip
+        self.args, self.generative, self.gallery, self.queries = args, generative, gallery, queries
+        self.device, self.output_dir = device, output_dir
+        self.reranker: Callable[[], VectorRetriever] | None = None
+
+    def open(self, label: str, name: str, folder: Path) -> Opened:
+        """Loads and checks a model. Writes nothing.
+
+        Args: label, its name for people; folder, where what belongs to it is kept. Raises `UserError`.
+        """
+        if read_model_type(name) in GENERATIVE:
+            return self.identifiers(label, name, folder)
+        return Opened(self.vectors(label, name, folder / "index"), kept=[(name, folder / "index")])
+
+    def vectors(self, label: str, name: str, index_dir: Path, flag: str = MODEL_FLAG) -> Callable[[], VectorRetriever]:
+        """A dual encoder over the gallery; `index_dir` keeps the vectors."""
+        if "image" not in self.gallery.column_names:
+            raise UserError(
+                f"--{flag} {name} finds pictures, but --dataset_name {self.args.dataset_name} holds documents; give a t5"
+            )
+        encoder = load_dual_encoder(name, self.args.trust_remote_code, self.device, flag)
+        model, image_processor = encoder.model, encoder.image_processor
+        fingerprints = model_fingerprint(model, image_processor), gallery_fingerprint(self.gallery)
+        check_index(index_dir, *fingerprints)
+
+        def start() -> VectorRetriever:
+            vectors = encode_gallery(
+                model,
+                image_processor,
+                self.gallery,
+                index_dir,
+                batch_size=self.args.batch_size,
+                device=self.device,
+                num_workers=self.args.num_workers,
+                progress=True,
+                fingerprints=fingerprints,
+            )
+            return VectorRetriever(
+                label,
+                self.gallery["image_id"],
+                vectors,
+                model,
+                encoder.tokenizer,
+                device=self.device,
+                text_kwargs=encoder.text_kwargs,
+                progress=True,
+            )
+
+        return start
+
+    def identifiers(self, label: str, name: str, folder: Path) -> Opened:
+        """A generative model over those pictures of the gallery that have an identifier."""
+        generative, image_ids = self.generative, self.gallery["image_id"][:]
+        parts = load_generative(name, self.device)
+        noun = "pictures" if "image" in self.gallery.column_names else "documents"
+        known, shown = parts.identifiers, f"--{MODEL_FLAG} {name}"
+        missing = without_identifier(shown, known, image_ids, generative.add_new_images, noun)
+        if missing:
+            known = self.adder().identifiers(parts, missing)
+        elif generative.add_new_images:
+            logger.warning("--add_new_images: every one of the %d %s has an identifier already", len(image_ids), noun)
+        searched = restricted(known, image_ids)
+        if len(searched) < len(known):
+            there = len(searched), len(known), noun
+            logger.info(
+                "%s: the gallery holds %d of the %d %s that have identifiers; only these are found", label, *there
+            )
+        beams = generative.beams(self.args.top_k)
+        if beams < self.args.top_k:
+            logger.warning("%d beams find at most %d %s, fewer than --top_k %d", beams, beams, noun, self.args.top_k)
+        rerank = self.open_reranker() if generative.rerank_with else None
+
+        def start() -> Retriever:
+            if missing:
+                known.save_pretrained(folder)
+            found = GenerativeRetriever(label, parts, searched, beams, self.args.batch_size, progress=True)
+            return found if rerank is None else RerankedRetriever(found, rerank())
+
+        kept = [(name, None)]
+        if rerank is not None:
+            kept.append((generative.rerank_with, self.rerank_index))
+        facts = {"identifiers": known.scheme, "num_beams": beams}
+        return Opened(start, facts, set(known.added_image_ids) & set(image_ids), kept)
+
+    def adder(self) -> NewPictures:
+        args = self.args
+        if "image" not in self.gallery.column_names:
+            raise UserError("--add_new_images is for pictures; a new document needs training")
+        where = self.device, args.batch_size, args.num_workers
+        return NewPictures(self.generative, self.gallery, self.queries, *where, progress=True)
+
+    @property
+    def rerank_index(self) -> Path:
+        return self.output_dir / "rerank_index"
+
+    def open_reranker(self) -> Callable[[], VectorRetriever]:
+        """The dual encoder of --rerank_with, loaded and encoded once for all models."""
+        if self.reranker is None:
+            name, made = self.generative.rerank_with, []
+            start = self.vectors(next(iter(model_labels([name]))), name, self.rerank_index, RERANK_FLAG)
+
+            def once() -> VectorRetriever:
+                if not made:
+                    made.append(start())
+                return made[0]
+
+            self.reranker = once
+        return self.reranker

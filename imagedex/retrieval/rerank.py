@@ -1,0 +1,35 @@
+"""What a generative model's beams found, put in the order of a dual encoder's cosines."""
+
+from collections.abc import Sequence
+
+import torch
+
+from imagedex.retrieval.generative import GenerativeRetriever, judged
+from imagedex.retrieval.rankings import Ranking, short_float
+from imagedex.retrieval.retriever import Retriever, VectorRetriever
+from imagedex.retrieval.search import similarity
+
+
+class RerankedRetriever(Retriever):
+    """Two stages: beams of a generative model, then the cosine of each picture they found.
+
+    Scores are the cosines. A right picture that the beams did not find has no rank.
+
+    Args: vectors, over the same gallery or more.
+    """
+
+    def __init__(self, generative: GenerativeRetriever, vectors: VectorRetriever):
+        super().__init__(f"{generative.name} reranked by {vectors.name}", generative.image_ids)
+        self.generative, self.vectors = generative, vectors
+        self.row_of = {image_id: row for row, image_id in enumerate(vectors.image_ids)}
+
+    def search(self, queries: Sequence[str], k: int, targets: Sequence[str] | None = None) -> list[Ranking]:
+        rankings = self.generative.candidates(queries)
+        asked = self.vectors.encode(queries)
+        for ranking, vector in zip(rankings, asked, strict=True):
+            rows = torch.tensor([self.row_of[image_id] for image_id in ranking.images], dtype=torch.int64)
+            cosines = similarity(vector[None], self.vectors.vectors[rows.to(vector.device)])[0]
+            order = cosines.argsort(descending=True, stable=True).tolist()  # of equal cosines the better beam is first
+            ranking.images = [ranking.images[place] for place in order]
+            ranking.scores = [short_float(cosines[place].item()) for place in order]
+        return judged(rankings, k, targets)

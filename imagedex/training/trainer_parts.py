@@ -1,0 +1,56 @@
+"""What the trainers here do alike: a learning rate a tower, and going on from where a run stopped."""
+
+from imagedex.training.publishing import PublishingMixin
+
+
+class TowerTrainerMixin(PublishingMixin):
+    """For a Trainer of a model with towers."""
+
+    def tower_rates(self) -> dict[str, float | None]:
+        """How a tower's parameters are named -> its learning rate; None: `learning_rate`."""
+        return {"vision_model.": self.args.vision_learning_rate}
+
+    def create_optimizer(self, model=None):
+        """As Trainer, with the towers' own learning rates."""
+        if self.optimizer is not None:
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        rate_of = {}  # parameter -> its tower's rate
+        for name, parameter in (model or self.model).named_parameters():
+            for tower, rate in self.tower_rates().items():
+                if rate is not None and tower in name:
+                    rate_of[parameter] = rate
+        groups = []
+        for group in optimizer.param_groups:
+            by_rate = {}
+            for parameter in group["params"]:
+                by_rate.setdefault(rate_of.get(parameter, group["lr"]), []).append(parameter)
+            groups += [group | {"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
+        optimizer.param_groups[:] = groups
+        return optimizer
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """As Trainer, but through `from_pretrained`: Trainer looks for the weights under the names that the modules have, and
+        where transformers saves them under older ones (ViT's) it leaves them as they are, with a warning."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        return load_weights(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self):
+        """As Trainer, but through `from_pretrained`, see above."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_best_model()
+        return load_weights(self.model, self.state.best_model_checkpoint)
+
+    def _run_epoch(self, *args, **kwargs):
+        """As Trainer, which would train one step more when a run that has ended is started again."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
+
+def load_weights(model, folder: str) -> None:
+    """Fills the model, wherever it is, with the weights that `save_pretrained` wrote to the folder."""
+    saved = type(model).from_pretrained(folder, dtype=model.dtype)
+    model.load_state_dict(saved.state_dict())

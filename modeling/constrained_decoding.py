@@ -1,0 +1,186 @@
+"""Decoding that can only write identifiers: a LogitsProcessor, a ranking by beams, and the exact scores of all of them.
+
+The score of an identifier is the sum of its tokens' log-probabilities over the full vocabulary, end-of-sequence included:
+what the trie forbids is not renormalised away, and there is no length penalty.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.modeling_outputs import BaseModelOutput
+
+from .identifier_trie import IdentifierTrie
+from .identifiers import Identifiers
+
+# `generate` marks beams that are copies, or do not end, by adding -1e9 to their score
+LEAST_SCORE = -1e8
+
+
+class IdentifierConstraint(LogitsProcessor):
+    """Leaves to every beam the tokens that its prefix may go on with in the trie; the others get -inf.
+
+    Works in plain `generate` (greedy, sampling, beams; any batch, any device) and keeps no state between steps.
+    A beam that has written a whole identifier may go on with padding only; one that is no prefix of an identifier keeps
+    nothing. With beams, `generate` takes the logarithm of the softmax before it asks, so that scores stay as they are.
+    Asked for more beams than there are identifiers, `generate` fills up with copies whose scores are about -1e9;
+    `rank_identifiers` does not.
+
+    Args:
+        trie: of all identifiers; moved to the device of the scores when it is first needed.
+        prompt_length: tokens that stand before the identifier (1: the decoder's start token).
+        pad_token_id: what follows the end of a finished beam.
+    """
+
+    def __init__(self, trie: IdentifierTrie, prompt_length: int = 1, pad_token_id: int = 0):
+        self.trie, self.prompt_length, self.pad_token_id = trie, prompt_length, pad_token_id
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Decoder tokens (M, t) and scores (M, V) -> scores (M, V)."""
+        _check_vocabulary(self.trie, scores.shape[1])
+        trie = self.trie.to(scores.device)
+        nodes = trie.walk(input_ids[:, self.prompt_length :], hold=True)
+        beams, tokens = trie.children(nodes)
+        allowed = torch.full_like(scores, -torch.inf)
+        allowed[beams, tokens] = scores[beams, tokens]
+        finished = trie.is_end(nodes)
+        allowed[finished, self.pad_token_id] = scores[finished, self.pad_token_id]
+        return allowed
+
+
+@torch.no_grad()
+def rank_identifiers(
+    model, identifiers: Identifiers, inputs: dict, num_beams: int, k: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best identifiers for each query by constrained beam search in the model's own `generate`.
+
+    With at least as many beams as there are identifiers the ranking is the exhaustive one (`score_identifiers`).
+
+    Args:
+        model: an encoder-decoder with `generate` (T5, CodebookT5, VisionGroundedT5).
+        inputs: what its `generate` takes, for B queries: `input_ids` and `attention_mask`, or `pixel_values`, ...
+        num_beams: beams a query, at most the number of identifiers is used.
+        k: how many to return (num_beams without); no more than `num_beams` of them can be found.
+
+    Returns:
+        scores: (B, k) float32, descending; -inf where no further identifier was found.
+        rows: (B, k) int64, rows in `identifiers.image_ids`; -1 there. No row twice in one query.
+    """
+    k = num_beams if k is None else k
+    if num_beams < 1 or k < 1:
+        raise ValueError(f"num_beams and k must be 1 or more, got {num_beams} and {k}")
+    beams = min(num_beams, len(identifiers))
+    returned = min(k, beams)
+    pad = _token_id(model, "pad_token_id")
+    constraint = IdentifierConstraint(identifiers.trie, 1, pad)
+    search = {"num_beams": beams, "num_return_sequences": returned, "length_penalty": 0.0, "early_stopping": False}
+    with _evaluating(model):
+        output = model.generate(
+            **inputs,
+            **(search | {"output_scores": True} if beams > 1 else {"num_beams": 1, "output_logits": True}),
+            do_sample=False,
+            min_length=0,
+            max_new_tokens=identifiers.max_length,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            decoder_start_token_id=_token_id(model, "decoder_start_token_id"),
+            eos_token_id=identifiers.eos_token_id,
+            pad_token_id=pad,
+            logits_processor=LogitsProcessorList([constraint]),
+            return_dict_in_generate=True,
+        )
+    written = output.sequences[:, 1:]
+    found = output.sequences_scores if beams > 1 else _greedy_scores(output.logits, written, identifiers.eos_token_id)
+    trie = identifiers.trie.to(written.device)
+    found_rows = trie.rows_of(trie.walk(written, hold=True)).view(-1, returned)
+    found = found.float().view(-1, returned)
+    valid = (found > LEAST_SCORE) & (found_rows >= 0)
+    scores = torch.full((len(found), k), -torch.inf, device=found.device)
+    rows = torch.full((len(found), k), -1, dtype=torch.int64, device=found.device)
+    scores[:, :returned] = torch.where(valid, found, -torch.inf)
+    rows[:, :returned] = torch.where(valid, found_rows, -1)
+    return scores, rows
+
+
+@torch.no_grad()
+def score_identifiers(model, identifiers: Identifiers, inputs: dict, rows=None, batch_size: int = 256) -> torch.Tensor:
+    """The exact score of every identifier for every query, by teacher forcing; the encoder runs once a query.
+
+    Args:
+        model, inputs: as in `rank_identifiers`; queries are encoded by the model's `encode`, or by its encoder.
+        rows: (R,) which identifiers, all of them without.
+        batch_size: sequences in one pass of the decoder.
+
+    Returns:
+        (B, R) float32 log-probabilities, R = N without `rows`.
+    """
+    _check_vocabulary(identifiers.trie, model.config.vocab_size)
+    with _evaluating(model):
+        states, mask = _encode(model, inputs)
+        labels = torch.from_numpy(identifiers.padded(rows)).to(states.device)
+        start = _token_id(model, "decoder_start_token_id")
+        queries, count = len(states), len(labels)
+        scores = torch.empty(queries * count, dtype=torch.float32, device=states.device)
+        for pairs in torch.arange(queries * count, device=states.device).split(batch_size):
+            query, target = pairs // count, labels[pairs % count]
+            decoder_input = torch.cat([torch.full_like(target[:, :1], start), target[:, :-1].clamp(min=0)], dim=1)
+            logits = model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states[query]),
+                attention_mask=None if mask is None else mask[query],
+                decoder_input_ids=decoder_input,
+                use_cache=False,
+            ).logits
+            scores[pairs] = sequence_log_probs(logits, target)
+    return scores.view(queries, count)
+
+
+def sequence_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Logits (M, T, V) and labels (M, T), -100 where there is no token -> log-probability of each sequence (M,) float32."""
+    logits = logits.float()
+    chosen = logits.gather(2, labels.clamp(min=0)[..., None]).squeeze(2)
+    return torch.where(labels >= 0, chosen - logits.logsumexp(2), 0).sum(1)
+
+
+def _greedy_scores(logits: tuple[torch.Tensor, ...], written: torch.Tensor, eos_token_id: int) -> torch.Tensor:
+    """Raw logits, T of (B, V), and what was written (B, T) -> log-probability up to the end of sequence (B,)."""
+    ends = (written == eos_token_id).cumsum(1)
+    behind = (ends > 0) & ~((written == eos_token_id) & (ends == 1))
+    return sequence_log_probs(torch.stack(logits, dim=1), written.masked_fill(behind, -100))
+
+
+def _encode(model, inputs: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Encoder states (B, S, d) and their mask (B, S)."""
+    if hasattr(model, "encode"):
+        output, mask = model.encode(**inputs)
+        return output.last_hidden_state, mask
+    output = model.get_encoder()(**inputs, return_dict=True)
+    return output.last_hidden_state, inputs.get("attention_mask")
+
+
+def _check_vocabulary(trie: IdentifierTrie, vocab_size: int) -> None:
+    if trie.vocab_size > vocab_size:
+        raise ValueError(
+            f"the identifiers use token {trie.vocab_size - 1}, but the model has only {vocab_size} tokens; resize its "
+            "embeddings to the tokenizer's length"
+        )
+
+
+def _token_id(model, name: str) -> int:
+    """A special token's id from the generation config, else from the config; padding is 0 and starts a T5 decoder."""
+    for config in (model.generation_config, model.config):
+        value = getattr(config, name, None)
+        if value is not None:
+            return value
+    return 0 if name == "pad_token_id" else _token_id(model, "pad_token_id")
+
+
+@contextmanager
+def _evaluating(model):
+    """Dropout off meanwhile: a random score would make a random ranking."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()

@@ -1,0 +1,216 @@
+"""CodebookT5: a picture becomes words of T5's vocabulary, and T5 writes the picture's identifier.
+
+    picture -> ViT -> patch states -> nearest word embeddings -> visual tokens \
+                                                                                > T5 encoder -> T5 decoder -> identifier
+    caption -> tokenizer ------------------------------------> tokens          /
+
+A DSI (2202.06991) for pictures. One encoder reads both; the only thing that tells a picture from a sentence is its words.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+
+from .configuration_codebook_t5 import CodebookT5Config
+from .picture_t5 import PictureT5, padded_rows, unsharded
+from .visual_codebook import (
+    LearnedCodebook,
+    codebook_statistics,
+    even_positions,
+    merged_positions,
+    nearest_words,
+    random_positions,
+)
+
+
+@dataclass
+class CodebookT5Output(Seq2SeqLMOutput):
+    """
+    As Seq2SeqLMOutput; `loss` includes `quantizer_loss`. Where the batch has picture rows:
+
+    visual_token_ids (P, num_visual_tokens or fewer): what T5 read, padded.
+    quantizer_loss (scalar, `quantization="learned"` only): codebook, commitment and entropy losses, all 0 or more.
+    codebook_perplexity, codebook_usage (scalars): of this batch's visual tokens; see `codebook_statistics`.
+    """
+
+    quantizer_loss: torch.FloatTensor | None = None
+    visual_token_ids: torch.LongTensor | None = None
+    codebook_perplexity: torch.FloatTensor | None = None
+    codebook_usage: torch.FloatTensor | None = None
+
+
+@dataclass
+class CodebookEncoderOutput(BaseModelOutput):
+    """As BaseModelOutput, with what the codebook said about the picture rows."""
+
+    quantizer_loss: torch.FloatTensor | None = None
+    visual_token_ids: torch.LongTensor | None = None
+
+
+class CodebookT5(PictureT5):
+    config_class = CodebookT5Config
+    config: CodebookT5Config
+
+    def __init__(self, config: CodebookT5Config, vision_model=None):
+        super().__init__(config, vision_model)
+        self.codebook = None
+        if config.quantization == "learned":
+            width = config.codebook_projection_dim or min(self.vision_width, config.d_model)
+            self.codebook = LearnedCodebook(
+                self.vision_width, config.d_model, width, config.commitment_cost, config.codebook_entropy_weight
+            )
+        elif self.vision_width != config.d_model:
+            raise ValueError(
+                f"the vision tower's states have {self.vision_width} channels and T5's word embeddings {config.d_model}, so "
+                "they cannot be compared: take towers of one width, or --quantization learned with "
+                "--codebook_projection_dim, a space in which both meet"
+            )
+        if config.visual_token_selection == "attention":
+            if not self.prefix_tokens:
+                raise ValueError(
+                    f"visual_token_selection='attention' needs a class token, which a {self.vision_model.config.model_type} "
+                    "has not: take 'even', 'random' or 'merge'"
+                )
+            self.vision_model.set_attn_implementation("eager")  # the others do not give their weights away
+        self.finish_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, LearnedCodebook):
+            init.orthogonal_(module.vision_projection.weight)
+            init.zeros_(module.vision_projection.bias)
+            init.orthogonal_(module.word_projection.weight)
+
+    @property
+    def vision_is_frozen(self) -> bool:
+        return self.config.freeze_vision_tower or self.config.quantization == "fixed"
+
+    def words(self) -> torch.Tensor:
+        """(num_codebook_words, d_model) word embeddings that a patch may become."""
+        return unsharded(self.shared.weight)[: self.config.num_codebook_words]
+
+    def vision_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """As PictureT5's. With `visual_token_selection="attention"`, prefix and only the patches that become tokens: what
+        the class token attends to cannot be told from the last states any more. (P, prefix + up to N - 1, vision width)"""
+        if self.config.visual_token_selection != "attention":
+            return super().vision_states(pixel_values)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_is_frozen):
+            output = self.vision_model(pixel_values=pixel_values, output_attentions=True, return_dict=True)
+        prefix, states = self.prefix_tokens, output.last_hidden_state
+        attention = output.attentions[-1][:, :, 0, prefix:].mean(1)  # (P, patches), the class token's, all heads
+        count = min(self.config.num_visual_tokens - 1, attention.shape[1])
+        chosen = attention.topk(count).indices.sort(1).values + prefix  # in raster order
+        chosen = chosen[..., None].expand(-1, -1, states.shape[-1])
+        return torch.cat([states[:, :prefix], states.gather(1, chosen)], dim=1)
+
+    def selected_patches(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which patches become visual tokens, by `config.visual_token_selection`: at most N - 1 of them.
+
+        Where a picture has fewer patches (or, with "merge", fewer runs), all are taken and its token sequence is shorter.
+
+        Args: states (P, prefix + patches, vision width).
+        Returns their states (P, K, vision width) in raster order and which of them count (P, K) bool.
+        """
+        patches = states[:, self.prefix_tokens :]
+        rows, total, width = patches.shape
+        count, selection = self.config.num_visual_tokens - 1, self.config.visual_token_selection
+        if selection == "attention" and total > count:
+            raise ValueError(
+                f"{total} patches in image_states: with visual_token_selection='attention' they have to come from this "
+                "model's vision_states(), which keeps the patches attended to"
+            )
+        if selection == "merge":
+            positions, kept = merged_positions(self.nearest(patches), count)
+        else:
+            if selection == "random":
+                positions = random_positions(rows, total, count, self.training, patches.device)
+            else:
+                positions = even_positions(total, count, patches.device).expand(rows, -1)
+            kept = torch.ones_like(positions, dtype=torch.bool)
+        return patches.gather(1, positions[..., None].expand(-1, -1, width)), kept
+
+    def nearest(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patch states (..., vision width) -> (...) token ids of the nearest words."""
+        special = self.config.codebook_special_token_ids
+        if self.codebook is not None:
+            return self.codebook.nearest(patches, self.words(), special)
+        return nearest_words(patches, self.words(), special)
+
+    def quantize(self, states: torch.Tensor):
+        """Picture states (P, prefix + patches, vision width) -> visual tokens.
+
+        Returns ids (P, K + 1), each row's end-of-sequence after its last word and padding behind it; their mask; and, where
+        the codebook is learned, the straight-through path (P, K + 1, d_model) and the quantizer loss, else None, None.
+        """
+        patches, kept = self.selected_patches(states)
+        path = loss = None
+        if self.codebook is None:
+            ids = self.nearest(patches)
+        else:
+            special = self.config.codebook_special_token_ids
+            ids, path, loss = self.codebook(patches, self.words(), special, kept)
+            path = torch.nn.functional.pad(path * kept[..., None], (0, 0, 0, 1))
+        eos = self.config.eos_token_id
+        ids = torch.nn.functional.pad(
+            ids.masked_fill(~kept, self.config.pad_token_id), (0, 1), value=self.config.pad_token_id
+        )
+        lengths = kept.sum(1, keepdim=True)  # (P, 1), words alone
+        ids = ids.scatter(1, lengths, eos[0] if isinstance(eos, list) else eos)
+        mask = torch.arange(ids.shape[1], device=ids.device)[None, :] <= lengths
+        return ids, mask.long(), path, loss
+
+    def visual_tokens(self, pixel_values=None, image_states=None) -> torch.Tensor:
+        """(P, num_visual_tokens or fewer) token ids of pictures, the last one end-of-sequence (before padding)."""
+        with torch.no_grad():
+            return self.quantize(self.picture_states(pixel_values, image_states))[0]
+
+    def picture_labels(self, target_pixel_values=None, target_image_states=None) -> torch.Tensor:
+        with torch.no_grad():
+            ids, mask, _, _ = self.quantize(self.picture_states(target_pixel_values, target_image_states))
+        return ids.masked_fill(mask == 0, -100)
+
+    def encode(
+        self, input_ids=None, attention_mask=None, pixel_values=None, image_states=None, inputs_embeds=None, **kwargs
+    ) -> tuple[CodebookEncoderOutput, torch.Tensor]:
+        """As PictureT5's: both kinds of rows go through T5's encoder in one pass."""
+        embeds = inputs_embeds if input_ids is None else self.shared(input_ids)  # (T, S, d_model)
+        states = self.picture_states(pixel_values, image_states)
+        if embeds is None and states is None:
+            raise ValueError(
+                "nothing to encode: give input_ids (text rows), pixel_values or image_states (picture rows)"
+            )
+        if embeds is not None and attention_mask is None:
+            attention_mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        ids = loss = None
+        if states is not None:
+            ids, mask, path, loss = self.quantize(states)
+            visual = self.shared(ids)  # (P, N, d_model)
+            visual = visual if path is None else visual + path
+            embeds = padded_rows(embeds, visual)
+            attention_mask = padded_rows(attention_mask, mask)
+        output = self.encoder(inputs_embeds=embeds, attention_mask=attention_mask, **{**kwargs, "return_dict": True})
+        return CodebookEncoderOutput(**output, visual_token_ids=ids, quantizer_loss=loss), attention_mask
+
+    def finished(self, output: Seq2SeqLMOutput, encoder_outputs) -> CodebookT5Output:
+        ids = getattr(encoder_outputs, "visual_token_ids", None)
+        quantizer_loss = getattr(encoder_outputs, "quantizer_loss", None)
+        output = CodebookT5Output(**output)
+        if quantizer_loss is not None:
+            output.quantizer_loss = quantizer_loss
+            if output.loss is not None:
+                output.loss = output.loss + quantizer_loss
+        if ids is not None:
+            special = [self.config.pad_token_id, *torch.as_tensor(self.config.eos_token_id).flatten().tolist()]
+            words = ids[~torch.isin(ids, ids.new_tensor(special))]
+            total = self.config.num_codebook_words - len(self.config.codebook_special_token_ids)
+            output.visual_token_ids = ids
+            output.codebook_perplexity, output.codebook_usage = codebook_statistics(words, total)
+        return output
+
+
+CodebookT5.register_for_auto_class("AutoModelForSeq2SeqLM")
+
+__all__ = ["CodebookT5", "CodebookT5Output"]

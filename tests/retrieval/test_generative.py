@@ -1,0 +1,136 @@
+"""Generative models as retrievers: the exhaustive ranking by hand, galleries that are not theirs, sentences as they know them."""
+
+import itertools
+import math
+import shutil
+
+import pytest
+import torch
+
+from imagedex.errors import UserError
+from imagedex.retrieval.generative import GenerativeRetriever, restricted, without_identifier, writer_of, written
+from imagedex.retrieval.loading import load_generative
+from metrics.hits_at_k.hits_at_k import summarize_ranks
+from modeling.identifiers import Identifiers
+
+QUERIES = ["A red dog, on the LEFT!", "the blue half", "yellow grass", "a red dog on the left"]
+
+
+@pytest.fixture(scope="module")
+def models(save_generative, gallery_ids, tmp_path_factory):
+    """A T5 that knows its pictures by random numbers, and a CodebookT5 that knows them by codes."""
+    folder = tmp_path_factory.mktemp("generative")
+    vectors = torch.randn(len(gallery_ids), 6, generator=torch.Generator().manual_seed(1))
+    return {
+        "t5": save_generative(folder / "t5", "t5", "naive", gallery_ids),
+        "codebook_t5": save_generative(folder / "codebook_t5", "codebook_t5", "rq", gallery_ids, vectors),
+    }
+
+
+def by_hand(parts, sentence, image_id):
+    """Log-probability of an identifier after a sentence, one at a time and without a batch, from the model's own forward."""
+    cleaned = "".join(sign for sign in sentence.lower() if sign not in "!,.")
+    inputs = parts.tokenizer("question: " + cleaned, return_tensors="pt")
+    labels = torch.tensor([parts.identifiers.labels(image_id)])
+    with torch.no_grad():
+        logits = parts.model(**inputs, labels=labels).logits[0].double()
+    return sum(logits[place].log_softmax(0)[token].item() for place, token in enumerate(labels[0]))
+
+
+@pytest.mark.parametrize("name", ["t5", "codebook_t5"])
+def test_with_a_beam_for_each_picture_the_ranking_is_the_exhaustive_one(models, name, gallery_ids):
+    parts = load_generative(str(models[name]))
+    targets = [gallery_ids[row] for row in (3, 22, 0, 3)]
+    found = GenerativeRetriever("tiny", parts, num_beams=23, batch_size=3).search(QUERIES, 5, targets)
+    for ranking, sentence, target in zip(found, QUERIES, targets, strict=True):
+        scores = {image_id: by_hand(parts, sentence, image_id) for image_id in gallery_ids}
+        best = sorted(scores, key=scores.get, reverse=True)
+        assert ranking.query == sentence and ranking.target == target
+        assert ranking.images == best[:5]
+        assert ranking.scores == pytest.approx([scores[image_id] for image_id in best[:5]], abs=1e-4)
+        assert ranking.rank == 1 + best.index(target)
+    assert found[0].images == found[3].images  # the same sentence once it is cleaned
+    assert found[0].images != found[1].images
+
+
+def test_a_picture_beyond_the_beams_has_no_rank_and_one_beyond_k_has(models, gallery_ids):
+    parts = load_generative(str(models["t5"]))
+    everything = GenerativeRetriever("tiny", parts, num_beams=23).search(QUERIES[:1], 23)[0]
+    narrow = GenerativeRetriever("tiny", parts, num_beams=4)
+    beams = narrow.candidates(QUERIES[:1])[0].images
+    assert len(set(beams)) == 4
+    lost = next(image_id for image_id in everything.images if image_id not in beams)
+    ranked = narrow.search(QUERIES[:1] * 2, 2, [beams[3], lost])
+    assert [ranking.images for ranking in ranked] == [beams[:2]] * 2
+    assert [ranking.rank for ranking in ranked] == [4, math.inf]
+    assert summarize_ranks([ranking.rank for ranking in ranked])["mrr"] == pytest.approx(0.125)
+
+
+def test_a_smaller_gallery_is_searched_alone_and_scores_stay(models, gallery_ids):
+    parts = load_generative(str(models["codebook_t5"]))
+    some = gallery_ids[4:9]
+    fewer = restricted(parts.identifiers, some)
+    assert fewer.image_ids == some
+    assert [fewer.sequence(name) for name in some] == [parts.identifiers.sequence(name) for name in some]
+    assert restricted(parts.identifiers, gallery_ids) is parts.identifiers
+    found = GenerativeRetriever("tiny", parts, fewer, num_beams=10).search(QUERIES[:1], 10)[0]
+    scores = {image_id: by_hand(parts, QUERIES[0], image_id) for image_id in some}
+    assert found.images == sorted(some, key=scores.get, reverse=True)
+    assert found.scores == pytest.approx(sorted(scores.values(), reverse=True), abs=1e-4)
+
+
+def test_sentences_are_written_as_in_training(models, save_generative, gallery_ids, tmp_path, caplog):
+    parts = load_generative(str(models["t5"]))
+    writer = writer_of(parts)
+    assert (writer.prompt, writer.cleans, writer.max_length) == ("question: ", True, 20)
+    rows = written(["A dog!", " ".join(["red"] * 50)], writer)
+    assert parts.tokenizer.decode(rows[0]["input_ids"], skip_special_tokens=True) == "question: a dog"
+    assert len(rows[1]["input_ids"]) == 20 and "1 of 2 sentences are longer than 20 tokens" in caplog.text
+    plain = save_generative(
+        tmp_path / "plain", "t5", "naive", gallery_ids, style={"prompt": "", "cleans": False, "max_length": 9}
+    )
+    writer = writer_of(load_generative(str(plain)))
+    assert (writer.prompt, writer.cleans, writer.max_length) == ("", False, 9)
+    assert "does not say" not in caplog.text
+    parts.identifiers.source.pop("queries")
+    writer_of(parts)
+    assert "does not say how its sentences were written" in caplog.text
+
+
+def test_pictures_without_an_identifier():
+    known = Identifiers.from_sequences("naive", ["a.jpg", "b.jpg"], [[5], [6]], 1)
+    assert without_identifier("M", known, ["b.jpg"], may_add=False) == []
+    assert without_identifier("M", known, ["n.jpg", "b.jpg", "m.jpg"], may_add=True) == ["n.jpg", "m.jpg"]
+    with pytest.raises(
+        UserError, match=r"M has identifiers of 2 pictures, but 1 of the 2 in the gallery.*'n.jpg'.*--add_new"
+    ):
+        without_identifier("M", known, ["b.jpg", "n.jpg"], may_add=False)
+    for may_add in (False, True):
+        with pytest.raises(UserError, match=r"identifiers of 2 pictures, and not one of the 1 .*'a.jpg'.*'x/a.jpg'"):
+            without_identifier("M", known, ["x/a.jpg"], may_add=may_add)
+
+
+def test_what_cannot_answer_is_refused_in_one_line(models, tiny_clip, tmp_path):
+    copies = (tmp_path / f"copy{number}" for number in itertools.count())
+
+    def refused(*parts, source=models["codebook_t5"], change=None):
+        folder = shutil.copytree(source, next(copies))
+        if change:
+            change(folder)
+        with pytest.raises(UserError) as raised:
+            load_generative(str(folder))
+        assert "\n" not in str(raised.value) and str(folder) in str(raised.value)
+        for part in parts:
+            assert part in str(raised.value)
+
+    def greater_tokens(folder):
+        own = Identifiers.from_pretrained(folder)
+        sequences = [own.sequence(name) for name in own.image_ids[:-1]] + [[100_000]]
+        Identifiers.from_sequences("atomic", own.image_ids, sequences, own.eos_token_id).save_pretrained(folder)
+
+    refused("is a clip model", source=tiny_clip)
+    refused("brings no identifiers.json", "run_dsi.py", change=lambda folder: (folder / "identifiers.json").unlink())
+    refused("not of one another", change=lambda folder: shutil.copy(models["t5"] / "identifiers.json", folder))
+    refused("100000", change=greater_tokens)
+    refused("cannot load the model", change=lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99))
+    refused("tokenizer of", change=lambda folder: [path.unlink() for path in folder.glob("tokenizer*")])

@@ -1,0 +1,212 @@
+"""A T5 that starts as BM25: its order before the first step against rank_bm25's, and what is left to learn."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from rank_bm25 import BM25Okapi
+from torch.nn import functional as F
+from transformers import T5Config, T5ForConditionalGeneration
+
+import run_dsi
+from imagedex.errors import UserError
+from imagedex.retrieval.identifier_schemes import assign_identifiers
+from imagedex.training.arguments import ModelArguments
+from imagedex.training.dsi_arguments import T5Arguments
+from imagedex.training.dsi_model import check_model
+from imagedex.training.lexical_start import lexical_factors, start_from_texts, token_vectors
+from imagedex.training.tokenizer import train_tokenizer
+from modeling.identifiers import Identifiers
+from modeling.modeling_codebook_t5 import CodebookT5
+from modeling.modeling_vision_grounded_t5 import VisionGroundedT5
+
+WORDS = ["otter", "heron", "badger", "lynx", "salmon", "falcon", "river", "meadow", "sleeps", "hunts", "the", "a"]
+WIDTH = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 16, "num_layers": 2, "num_decoder_layers": 2}
+VIT = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+       "patch_size": 8, "image_size": 16}  # fmt: skip
+PROMPT = "question: "
+
+
+def corpus(items=40, seed=3):
+    """Random sentences over few words: more items than words, so that the factors are exact. The last item has no text."""
+    draw = np.random.default_rng(seed)
+    shares = np.linspace(1, 4, len(WORDS))
+    texts = [" ".join(draw.choice(WORDS, draw.integers(2, 7), p=shares / shares.sum())) for _ in range(items - 1)]
+    return [*texts, ""]
+
+
+def start(texts, kind="t5", scheme="atomic", **sizes):
+    """(model, tokenizer, identifiers) at the start."""
+    tokenizer = train_tokenizer([*texts, PROMPT], 300)
+    vectors = None if scheme == "atomic" else np.random.default_rng(0).normal(size=(len(texts), 4))
+    words = len(tokenizer)
+    identifiers = assign_identifiers(scheme, [f"{row}.jpg" for row in range(len(texts))], tokenizer, vectors, codes=4)
+    fields = WIDTH | sizes | {"vocab_size": words, "decoder_start_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    if kind == "t5":
+        model = T5ForConditionalGeneration(T5Config(**fields))
+    else:
+        model_class = {"codebook_t5": CodebookT5, "vision_grounded_t5": VisionGroundedT5}[kind]
+        model = model_class.from_t5_vision_pretrained(t5_config=fields, vision_config=VIT)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    start_from_texts(model, tokenizer, identifiers, texts)
+    return model.eval(), tokenizer, identifiers
+
+
+def first_token_log_probs(model, tokenizer, identifiers, sentences):
+    """(Q, N): of the only token of every atomic identifier; all sentences in one padded batch."""
+    batch = tokenizer(sentences, padding=True, return_tensors="pt")
+    first = torch.full((len(sentences), 1), model.config.decoder_start_token_id)
+    with torch.no_grad():
+        logits = model(**batch, decoder_input_ids=first).logits[:, 0]
+    return logits.log_softmax(-1)[:, torch.from_numpy(identifiers.tokens).long()].double().numpy()
+
+
+@pytest.mark.parametrize("kind", ["t5", "codebook_t5", "vision_grounded_t5"])
+def test_the_order_is_that_of_bm25(kind):
+    texts = corpus()
+    model, tokenizer, identifiers = start(texts, kind)
+    pieces = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert len({piece for own in pieces for piece in own}) < min(len(texts), WIDTH["d_model"]), "the factors fit"
+    sentences = ["otter", "the heron hunts a salmon", "the the the lynx sleeps", "meadow river", "falcon badger a a"]
+    judge = BM25Okapi(pieces)
+    expected = np.stack([judge.get_scores(tokenizer(s, add_special_tokens=False)["input_ids"]) for s in sentences])
+    # pieces that no text has, as a prompt's here, say nothing
+    for asked in (sentences, [PROMPT + sentence for sentence in sentences]):
+        found = first_token_log_probs(model, tokenizer, identifiers, asked)
+        for row, right in zip(found, expected, strict=True):
+            apart = right[:, None] - right[None] > 1e-3
+            assert apart.sum() > 100, "the sentence tells many of the 780 pairs apart"
+            assert (row[:, None] - row[None])[apart].min() > 0
+            assert np.corrcoef(row, right)[0, 1] > 0.9999
+
+
+def test_factors_that_fit_give_the_weights_themselves():
+    """word . item is the BM25 weight of the word in the item, but for one common factor (the ridge's)."""
+    draw = np.random.default_rng(5)
+    documents = [["the", *draw.choice(WORDS[:8], draw.integers(1, 5)).tolist()] for _ in range(30)]
+    documents = [[*own, "half"] if row % 2 else own for row, own in enumerate(documents)]
+    words, items = lexical_factors(documents, 12)
+    judge = BM25Okapi(documents)
+    assert sorted(words) == sorted({"the", *WORDS[:8]}), "a word of exactly half of them weighs nothing"
+    assert not judge.get_scores(["half"]).any()
+    ratios = []
+    for word, vector in words.items():
+        assert vector.norm().item() == pytest.approx(1, abs=1e-5)
+        weights = judge.get_scores([word])
+        found = (items @ vector).numpy()
+        np.testing.assert_allclose(found[weights == 0], 0, atol=1e-4)
+        ratios += (found / np.where(weights, weights, 1))[weights != 0].tolist()
+    assert max(ratios) == pytest.approx(min(ratios), rel=1e-3)
+
+
+def test_too_few_dimensions_still_find_the_item_of_its_own_words():
+    """More words than dimensions, and more than items: no longer BM25, but far from chance."""
+    texts = [f"word{row} thing{row} word{row} filler" for row in range(40)]
+    model, tokenizer, identifiers = start(texts, d_model=16, d_kv=4)
+    found = first_token_log_probs(model, tokenizer, identifiers, [f"word{row}" for row in range(40)])
+    assert (found.argsort(1)[:, -10:] == np.arange(40)[:, None]).any(1).mean() > 0.5  # by chance 0.25
+
+
+def test_shared_tokens_stand_for_the_mean_of_their_items():
+    items = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    sequences = [[10, 20], [10, 21], [11, 20], [11, 22]]
+    new_tokens = {f"<{token}>": token for token in (10, 11, 20, 21, 22, 23)}
+    identifiers = Identifiers.from_sequences("rq", list("abcd"), sequences, 1, new_tokens=new_tokens)
+    vectors = token_vectors(identifiers, items)
+    for token, row in ((21, 1), (22, 3)):  # of one item alone
+        torch.testing.assert_close(vectors[token], items[row])
+    length = sum(item.norm() for item in items) / 4
+    for token, rows in ((10, [0, 1]), (11, [2, 3]), (20, [0, 2])):
+        apart = sum(items[row] for row in rows) / 2 - sum(items) / 4
+        torch.testing.assert_close(vectors[token], apart / apart.norm() * length)
+    assert 23 not in vectors, "a spare token keeps its start"
+
+
+def test_a_shared_code_is_told_by_the_words_of_its_items():
+    """rq: the first token that is written is a code; a sentence of words that only its items have brings it up."""
+    texts = corpus()
+    model, tokenizer, identifiers = start(texts, scheme="rq")
+    rows = identifiers.tokens[identifiers.offsets[:-1]]  # the first code of each item
+    codes = sorted(set(rows.tolist()))
+    assert 1 < len(codes) < 40
+    sentences = [texts[row] for row in range(39)]
+    batch = tokenizer(sentences, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        first = torch.full((len(sentences), 1), model.config.decoder_start_token_id)
+        logits = model(**batch, decoder_input_ids=first).logits[:, 0, codes]
+    right = [codes.index(code) for code in rows[:39].tolist()]
+    hits = (logits.argmax(1) == torch.tensor(right)).float().mean().item()
+    assert hits > 1.5 / len(codes)
+
+
+def test_training_goes_on_from_there():
+    """Every branch that starts at zero gets a gradient, so none stays as it is."""
+    model, tokenizer, identifiers = start(corpus())
+    batch = tokenizer(["the otter hunts", "a heron"], padding=True, return_tensors="pt")
+    labels = torch.tensor([identifiers.labels("0.jpg"), identifiers.labels("1.jpg")])
+    model(**batch, labels=labels).loss.backward()
+    silent = [name for name, weight in model.named_parameters() if not weight.detach().any()]
+    assert any("DenseReluDense.wo" in name for name in silent) and any("SelfAttention.o" in name for name in silent)
+    for name, weight in model.named_parameters():
+        if name in silent:
+            assert weight.grad is not None and weight.grad.any(), name
+
+
+@pytest.mark.parametrize("sizes", [{"d_kv": 4}, {"num_heads": 8}], ids=["narrower", "wider"])
+def test_attention_of_another_width_is_refused(sizes):
+    with pytest.raises(UserError, match=r"num_heads \* d_kv is (16|64) and d_model is 32"):
+        start(corpus(8), **sizes)
+
+
+@pytest.mark.parametrize(
+    ("model", "t5"),
+    [
+        ({}, {"text_model_name_or_path": "google-t5/t5-small"}),
+        ({"config_name": "{}"}, {}),
+        ({"model_name_or_path": "{}"}, {}),
+    ],
+    ids=["a pretrained T5", "a config", "a checkpoint"],
+)
+def test_a_t5_that_is_not_from_scratch_is_refused(model, t5, tmp_path):
+    T5Config(**WIDTH, vocab_size=9).save_pretrained(tmp_path)
+    model = ModelArguments(**{name: value.format(tmp_path) for name, value in model.items()})
+    with pytest.raises(UserError, match="--t5_start lexical is for a T5 from scratch"):
+        check_model(model, T5Arguments(model_type="t5", t5_start="lexical", **t5))
+
+
+def test_run_dsi_starts_so_and_refuses_in_one_line(flickr_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    arguments = [
+        "--model_type", "t5", "--t5_start", "lexical", "--dataset_name", flickr_folder, "--held_out_captions_per_image", 1,
+        "--caption_prompt", "", "--do_eval", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--output_dir", "out",
+    ]  # fmt: skip
+    narrow = json.dumps(WIDTH | {"model_type": "t5", "d_kv": 4})
+    with pytest.raises(UserError, match="attention as wide as the model"):
+        run_dsi.main([*map(str, arguments), "--t5_config", narrow])
+    assert not (tmp_path / "out").exists()
+    run_dsi.main(
+        [*map(str, arguments), "--t5_config", json.dumps(WIDTH | {"model_type": "t5"}), "--compare_with_baselines"]
+    )
+    started = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    words = json.loads((tmp_path / "out" / "baselines.json").read_text())["BM25"]
+    # untrained; pictures of the same two colours tie in every bag of words, so Hits@5 is compared
+    assert abs(started["eval_hits@5"] - words["hits@5"]) <= 0.25 and started["eval_hits@5"] >= 0.75
+
+
+def test_it_does_not_depend_on_what_the_model_was():
+    """The same texts give the same embeddings, whatever the random start."""
+    texts = corpus()
+    embeddings = []
+    for seed in (1, 2):
+        tokenizer = train_tokenizer([*texts, PROMPT], 300)
+        identifiers = assign_identifiers("atomic", [str(row) for row in range(len(texts))], tokenizer)
+        torch.manual_seed(seed)
+        model = T5ForConditionalGeneration(T5Config(**WIDTH, vocab_size=len(tokenizer)))
+        start_from_texts(model, tokenizer, identifiers, texts)
+        embeddings.append(model.get_input_embeddings().weight.detach())
+    torch.testing.assert_close(
+        F.normalize(embeddings[0], dim=1), F.normalize(embeddings[1], dim=1), atol=1e-4, rtol=1e-4
+    )
