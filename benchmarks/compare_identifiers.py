@@ -8,15 +8,13 @@ results file already holds are not run again, so a comparison that was stopped g
 """
 
 import argparse
-import csv
 import importlib.metadata
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from compare_losses import read, train_and_evaluate, write
 from gradient_cache_memory import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,12 +34,7 @@ def run_once(scheme: str, seed: int, epochs: int, extra: list[str], threads: int
             "--seed", seed, "--eval_strategy", "no", "--save_strategy", "no", "--compare_with_baselines", "false",
             "--disable_tqdm", "true", "--output_dir", f"{folder}/run", *extra,
         ]  # fmt: skip
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{scheme}, seed {seed} failed: {done.stderr.strip().splitlines()[-1]}")
-        metrics = json.loads(Path(folder, "run/eval_results.json").read_text())
-        seconds = json.loads(Path(folder, "run/train_results.json").read_text())["train_runtime"]
+        metrics, seconds = train_and_evaluate(command, Path(folder, "run"), threads, f"{scheme}, seed {seed}")
     row = {"scheme": scheme, "seed": seed, "epochs": epochs, "seconds": round(seconds, 1)}
     row |= {name: round(metrics[f"eval_{name}"], 4) for name in (*FIGURES, "ms_per_query")}
     row |= {"gallery_size": metrics["eval_gallery_size"], "hardware": hardware()}
@@ -53,13 +46,6 @@ def markdown(rows: list[dict]) -> str:
     for row in rows:
         lines.append(f"| {row['scheme']} | {' | '.join(f'{float(row[name]):.3f}' for name in FIGURES)} |")
     return "\n".join(lines)
-
-
-def read(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def main():
@@ -79,11 +65,7 @@ def main():
                 continue
             rows.append(run_once(scheme, seed, args.epochs, argv[split + 1 :], os.cpu_count() or 1))
             print({name: rows[-1][name] for name in ("scheme", "seed", *FIGURES)}, flush=True)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                writer.writeheader()
-                writer.writerows(sorted(rows, key=lambda row: (SCHEMES.index(row["scheme"]), int(row["seed"]))))
+            write(path, COLUMNS, sorted(rows, key=lambda row: (SCHEMES.index(row["scheme"]), int(row["seed"]))))
     print(f"\n{markdown(rows)}\n\n{path}")
 
 

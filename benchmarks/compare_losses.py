@@ -36,6 +36,16 @@ FIGURES = ("hits@1", "hits@10", "mrr")
 COLUMNS = ("corpus", "loss", "seed", *FIGURES, "gallery_size", "epochs", "seconds", "hardware", "torch", "transformers")
 
 
+def train_and_evaluate(command: list, folder: Path, threads: int, name: str) -> tuple[dict, float]:
+    """(what a training script's run measured, seconds of training). Args: folder, its --output_dir."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name} failed: {done.stderr.strip().splitlines()[-1]}")
+    metrics = json.loads((folder / "eval_results.json").read_text())
+    return metrics, json.loads((folder / "train_results.json").read_text())["train_runtime"]
+
+
 def run_once(corpus: str, loss: str, seed: int, epochs: int, extra: list[str], threads: int) -> dict:
     """Trains and evaluates one model in a fresh process; a row of the table."""
     with tempfile.TemporaryDirectory() as folder:
@@ -45,12 +55,7 @@ def run_once(corpus: str, loss: str, seed: int, epochs: int, extra: list[str], t
             "--load_best_model_at_end", "false", "--compare_with_baselines", "false", "--disable_tqdm", "true",
             "--output_dir", f"{folder}/run", *extra,
         ]  # fmt: skip
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{loss}, seed {seed} failed: {done.stderr.strip().splitlines()[-1]}")
-        metrics = json.loads(Path(folder, "run/eval_results.json").read_text())
-        seconds = json.loads(Path(folder, "run/train_results.json").read_text())["train_runtime"]
+        metrics, seconds = train_and_evaluate(command, Path(folder, "run"), threads, f"{loss}, seed {seed}")
     row = {"corpus": corpus, "loss": loss, "seed": seed, "epochs": epochs, "seconds": round(seconds, 1)}
     row |= {name: round(metrics[f"eval_{name}"], 4) for name in FIGURES} | {
         "gallery_size": metrics["eval_gallery_size"]
@@ -77,6 +82,14 @@ def read(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+def write(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main():
     argv = sys.argv[1:]
     split = argv.index("--") if "--" in argv else len(argv)
@@ -97,11 +110,7 @@ def main():
         for job in jobs:
             rows.append(job.result())
             print({name: rows[-1][name] for name in ("loss", "seed", *FIGURES)}, flush=True)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                writer.writeheader()
-                writer.writerows(sorted(rows, key=lambda row: (list(LOSSES).index(row["loss"]), int(row["seed"]))))
+            write(path, COLUMNS, sorted(rows, key=lambda row: (list(LOSSES).index(row["loss"]), int(row["seed"]))))
     print(f"\n{markdown(rows)}\n\n{path}")
 
 

@@ -14,7 +14,8 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from .configuration_codebook_t5 import CodebookT5Config
-from .picture_t5 import PictureT5, padded_rows, unsharded
+from .picture_t5 import PictureT5, padded_rows
+from .towers import unsharded
 from .visual_codebook import (
     LearnedCodebook,
     codebook_statistics,

@@ -7,14 +7,13 @@
 The sentence-level form of Vokenization's cross-modal matching (2010.06775) that Maria (2105.13073) retrieves with.
 """
 
-import inspect
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
@@ -22,6 +21,7 @@ from transformers.utils import ModelOutput
 from .configuration_xmatching import XMatchingConfig
 from .gathering import gather_rows
 from .losses import hardest_hinge_loss, hinge_loss, info_nce_loss, paired_hinge_loss, sigmoid_loss
+from .towers import build_tower, load_tower, tower_width, unsharded
 
 MAX_LOGIT_SCALE = 100.0  # CLIP's bound (2103.00020, section 2.5): a sharper softmax makes training unstable
 
@@ -74,43 +74,6 @@ class Head(nn.Module):
                 pooled = self.dropout(F.relu(pooled))
             pooled = layer(pooled)
         return pooled
-
-
-def tower_class(config):
-    """(auto class, keywords) that build a tower: the encoder alone of an encoder-decoder (T5), no unused pooling layer."""
-    for auto_class in (AutoModelForTextEncoding, AutoModel):
-        model_class = auto_class._model_mapping.get(type(config), None)
-        if model_class is not None:
-            unused_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-            return auto_class, {"add_pooling_layer": False} if unused_pooler else {}
-    return AutoModel, {}  # a class with code of its own
-
-
-def build_tower(config) -> PreTrainedModel:
-    """A tower with random weights."""
-    auto_class, kwargs = tower_class(config)
-    return auto_class.from_config(config, **kwargs)
-
-
-def load_tower(name_or_path: str, part: str) -> PreTrainedModel:
-    """A pretrained tower; `part` ("text_config" or "vision_config") says which half of a two-tower model (CLIP) to take."""
-    config = AutoConfig.from_pretrained(name_or_path)
-    config = getattr(config, part, config)
-    auto_class, kwargs = tower_class(config)
-    return auto_class.from_pretrained(name_or_path, config=config, **kwargs)
-
-
-def tower_width(tower: PreTrainedModel) -> int:
-    """Channels of the tower's last state."""
-    if hasattr(tower, "timm_model"):
-        return tower.timm_model.num_features
-    sizes = getattr(tower.config, "hidden_sizes", None)  # ResNet, ConvNeXt: one width a stage
-    return sizes[-1] if sizes else tower.config.hidden_size
-
-
-def unsharded(parameter: torch.Tensor) -> torch.Tensor:
-    """The parameter itself; outside of `forward`, FSDP2 leaves each process a part of it."""
-    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
 def embedding(vectors: torch.Tensor, output=None) -> BaseModelOutputWithPooling:

@@ -12,7 +12,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .constrained_decoding import rank_identifiers
 from .identifiers import Identifiers
-from .towers import as_sequence, build_vision_tower, load_vision_tower, prefix_tokens, vision_width
+from .towers import as_sequence, build_tower, load_tower, prefix_tokens, tower_width
 
 PICTURE_INPUTS = ("pixel_values", "image_states")
 TARGETS = ("labels", "target_pixel_values", "target_image_states")
@@ -29,11 +29,6 @@ def padded_rows(*tensors: torch.Tensor | None, value: float = 0) -> torch.Tensor
     return torch.cat(padded)
 
 
-def unsharded(parameter: torch.Tensor) -> torch.Tensor:
-    """The parameter itself; outside of `forward`, FSDP2 leaves each process a part of it."""
-    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-
-
 class PictureT5(T5ForConditionalGeneration):
     """A T5 with a vision tower. Weights are named as T5's, so a T5 checkpoint loads into it; `vision_model.` comes on top.
 
@@ -45,10 +40,10 @@ class PictureT5(T5ForConditionalGeneration):
 
     def __init__(self, config, vision_model=None):
         super().__init__(config)
-        self.vision_model = vision_model if vision_model is not None else build_vision_tower(config.vision_config)
+        self.vision_model = vision_model if vision_model is not None else build_tower(config.vision_config)
         # One config object for the tower and for us, so that a change (attention kernel, dtype) reaches both.
         self.config.vision_config = self.vision_model.config
-        self.vision_width, self.prefix_tokens = vision_width(self.vision_model), prefix_tokens(self.vision_model)
+        self.vision_width, self.prefix_tokens = tower_width(self.vision_model), prefix_tokens(self.vision_model)
 
     def finish_init(self):
         """What comes after all modules exist: initial weights, frozen parts."""
@@ -249,7 +244,7 @@ class PictureT5(T5ForConditionalGeneration):
                 raise ValueError(f"the {side} comes from a pretrained model or from a config: give one of the two")
         vision = None
         if vision_name_or_path is not None:
-            vision = load_vision_tower(vision_name_or_path, dtype=torch.float32)
+            vision = load_tower(vision_name_or_path, "vision_config", dtype=torch.float32)
             vision_config = vision.config
         if t5_name_or_path is not None:
             t5_config = AutoConfig.from_pretrained(t5_name_or_path)

@@ -1,36 +1,46 @@
-"""Vision towers: built from a config or loaded, any that AutoModel knows."""
+"""Towers of text and vision, any that AutoModel knows: built from a config or loaded, and what they give."""
 
 import inspect
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
 
 
-def without_pooler(config) -> dict:
-    """Keywords that leave out a pooling layer nobody reads."""
-    model_class = AutoModel._model_mapping.get(type(config), None)
-    has_pooler = model_class is not None and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    return {"add_pooling_layer": False} if has_pooler else {}
+def tower_class(config):
+    """(auto class, keywords) that build a tower: the encoder alone of an encoder-decoder (T5), no unused pooling layer."""
+    for auto_class in (AutoModelForTextEncoding, AutoModel):
+        model_class = auto_class._model_mapping.get(type(config), None)
+        if model_class is not None:
+            unused_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+            return auto_class, {"add_pooling_layer": False} if unused_pooler else {}
+    return AutoModel, {}  # a class with code of its own
 
 
-def build_vision_tower(config) -> PreTrainedModel:
-    """A vision tower with random weights."""
-    return AutoModel.from_config(config, **without_pooler(config))
+def build_tower(config) -> PreTrainedModel:
+    """A tower with random weights."""
+    auto_class, kwargs = tower_class(config)
+    return auto_class.from_config(config, **kwargs)
 
 
-def load_vision_tower(name_or_path: str, **kwargs) -> PreTrainedModel:
-    """A pretrained vision tower; of a two-tower model (CLIP, SigLIP) its vision half."""
+def load_tower(name_or_path: str, part: str, **kwargs) -> PreTrainedModel:
+    """A pretrained tower; `part` ("text_config" or "vision_config") says which half of a two-tower model (CLIP) to take."""
     config = AutoConfig.from_pretrained(name_or_path)
-    config = getattr(config, "vision_config", config)
-    return AutoModel.from_pretrained(name_or_path, config=config, **without_pooler(config), **kwargs)
+    config = getattr(config, part, config)
+    auto_class, own = tower_class(config)
+    return auto_class.from_pretrained(name_or_path, config=config, **own, **kwargs)
 
 
-def vision_width(tower: PreTrainedModel) -> int:
+def tower_width(tower: PreTrainedModel) -> int:
     """Channels of the tower's last state."""
     if hasattr(tower, "timm_model"):
         return tower.timm_model.num_features
     sizes = getattr(tower.config, "hidden_sizes", None)  # ResNet, ConvNeXt: one width a stage
     return sizes[-1] if sizes else tower.config.hidden_size
+
+
+def unsharded(parameter: torch.Tensor) -> torch.Tensor:
+    """The parameter itself; outside of `forward`, FSDP2 leaves each process a part of it."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
 def prefix_tokens(tower: PreTrainedModel) -> int:

@@ -25,7 +25,8 @@ from imagedex.corpora import natural_questions
 from imagedex.corpora.natural_questions import load_nq10k
 from imagedex.corpora.paths import require_folder
 from imagedex.corpora.schema import listed
-from imagedex.corpora.text_corpus import TextContents, TextCorpus, build_text_corpus, check_flags
+from imagedex.corpora.splits import check_held_out
+from imagedex.corpora.text_corpus import TextContents, TextCorpus, build_text_corpus
 from imagedex.errors import UserError
 
 __all__ = ["TextCorpus", "is_text_corpus", "load_documents", "load_text_corpus"]
@@ -98,7 +99,7 @@ def load_text_corpus(
             f"--dataset_name {folder} holds no documents and questions: put {DOCUMENT_FILE} and {TRAIN_FILES[0]} in it, "
             "or use nq10k"
         )
-    check_flags(["validation"], held_out_captions_per_image, held_out_images, eval_split)
+    check_held_out(["validation"], held_out_captions_per_image, held_out_images, eval_split, "questions")
     pseudo_queries = read_questions(pseudo_queries_file, "--pseudo_queries_file") if pseudo_queries_file else []
     return load_nq10k(natural_questions.HUB_ID if built_in else folder, pseudo_queries=pseudo_queries)
 

@@ -7,6 +7,7 @@ when the corpus grows.
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datasets import Dataset, Features, List, Value, concatenate_datasets
@@ -131,6 +132,14 @@ def with_captions(dataset: Dataset, captions: list[list[str]]) -> Dataset:
 def _check_flags(own: list[str], n_captions: int, fraction: float, eval_gallery: str, eval_split: str | None) -> None:
     if eval_gallery not in GALLERY_CHOICES:
         raise UserError(f"--eval_gallery {eval_gallery}: choose one of {', '.join(GALLERY_CHOICES)}")
+    check_held_out(own, n_captions, fraction, eval_split, "split")
+
+
+def check_held_out(own: Sequence[str], n_captions: int, fraction: float, eval_split: str | None, noun: str) -> None:
+    """Raises `UserError` when the flags of the split contradict each other or the corpus's own splits.
+
+    Args: own, names of the splits that the corpus brings to evaluate on; noun, what it brings, for the message.
+    """
     if n_captions < 0:
         raise UserError(f"--held_out_captions_per_image {n_captions}: give 0 or more")
     if not 0.0 <= fraction < 1.0:
@@ -139,7 +148,7 @@ def _check_flags(own: list[str], n_captions: int, fraction: float, eval_gallery:
         raise UserError("--held_out_captions_per_image and --held_out_images: give one of the two, not both")
     if own and (n_captions or fraction):
         flag = "--held_out_captions_per_image" if n_captions else "--held_out_images"
-        raise UserError(f"{flag}: this corpus brings its own split to evaluate on ({', '.join(own)}); set it to 0")
+        raise UserError(f"{flag}: this corpus brings its own {noun} to evaluate on ({', '.join(own)}); set it to 0")
     if eval_split is not None and eval_split not in own:
         raise UserError(f"evaluation split {eval_split}: this corpus has {', '.join(own) or 'none besides train'}")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datasets import Dataset, Features, Value
 
 from imagedex.corpora.schema import counted, listed
-from imagedex.corpora.splits import hash_fraction, held_out_positions
+from imagedex.corpora.splits import check_held_out, hash_fraction, held_out_positions
 from imagedex.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def split_questions(
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """(trained, asked). The corpus's own split where it has one; else by hash, as pictures and captions are split."""
     own = [split for split in questions if split != "train"]
-    check_flags(own, n_held_out, fraction, eval_split)
+    check_held_out(own, n_held_out, fraction, eval_split, "questions")
     rows = questions["train"]
     if own:
         chosen = eval_split or ("validation" if "validation" in own else own[0])
@@ -129,21 +129,6 @@ def split_questions(
         [question for row, question in enumerate(rows) if row not in held],
         [question for row, question in enumerate(rows) if row in held],
     )
-
-
-def check_flags(own: Sequence[str], n_held_out: int, fraction: float, eval_split: str | None) -> None:
-    """Raises UserError when the flags of the split contradict each other or the corpus's own splits."""
-    if n_held_out < 0:
-        raise UserError(f"--held_out_captions_per_image {n_held_out}: give 0 or more")
-    if not 0.0 <= fraction < 1.0:
-        raise UserError(f"--held_out_images {fraction}: give a fraction from 0 up to, not including, 1")
-    if n_held_out and fraction:
-        raise UserError("--held_out_captions_per_image and --held_out_images: give one of the two, not both")
-    if own and (n_held_out or fraction):
-        flag = "--held_out_captions_per_image" if n_held_out else "--held_out_images"
-        raise UserError(f"{flag}: this corpus brings its own questions to evaluate on ({', '.join(own)}); set it to 0")
-    if eval_split is not None and eval_split not in own:
-        raise UserError(f"evaluation split {eval_split}: this corpus has {', '.join(own) or 'none besides train'}")
 
 
 def make_table(rows: Sequence[tuple[str, str]], features: Features) -> Dataset:

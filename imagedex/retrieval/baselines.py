@@ -58,9 +58,8 @@ class BM25:
             for word, (rows, _) in occurrences.items()
         }
         floor = epsilon * sum(idf.values()) / len(idf) if idf else 0.0
-        self.postings: dict[
-            str, tuple[np.ndarray, np.ndarray]
-        ] = {}  # word -> documents that have it, what it adds there
+        # word -> documents that have it, and what it adds to the score of each
+        self.postings: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for word, (rows, frequencies) in occurrences.items():
             rows, tf = np.array(rows), np.array(frequencies, dtype=np.float64)
             weight = idf[word] if idf[word] >= 0 else floor

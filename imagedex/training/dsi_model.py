@@ -11,19 +11,16 @@ import numpy as np
 from accelerate.utils import broadcast_object_list
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoTokenizer,
     PreTrainedConfig,
     T5Config,
-    T5ForConditionalGeneration,
-    ViTImageProcessorPil,
 )
 from transformers.utils import logging as hf_logging
 
 from configuration.configuration_codebook_t5 import CodebookT5Config
-from configuration.configuration_vision_grounded_t5 import VisionGroundedT5Config
 from imagedex.errors import UserError
 from imagedex.retrieval.identifier_schemes import VECTOR_SCHEMES, add_tokens, assign_identifiers
+from imagedex.retrieval.loading import GENERATIVE
 from imagedex.training.arguments import ModelArguments
 from imagedex.training.dsi_arguments import IdentifierArguments, T5Arguments
 from imagedex.training.dsi_rows import DSIRows
@@ -36,19 +33,18 @@ from imagedex.training.identifier_vectors import (
 from imagedex.training.image_processor import build_image_processor, output_size
 from imagedex.training.lexical_start import start_from_texts
 from imagedex.training.tokenizer import train_tokenizer
-from imagedex.training.towers import build_tower_config, from_hub, tokenizer_fields
+from imagedex.training.towers import (
+    build_tower_config,
+    choose_image_processor,
+    first_given,
+    from_hub,
+    tokenizer_fields,
+)
 from modeling.identifiers import Identifiers
-from modeling.modeling_codebook_t5 import CodebookT5
-from modeling.modeling_vision_grounded_t5 import VisionGroundedT5
 from modeling.processing_picture_t5 import PictureT5Processor
 
 logger = logging.getLogger(__name__)
 
-CLASSES = {
-    "t5": (T5Config, T5ForConditionalGeneration),
-    "codebook_t5": (CodebookT5Config, CodebookT5),
-    "vision_grounded_t5": (VisionGroundedT5Config, VisionGroundedT5),
-}
 WITH_PICTURES = ("codebook_t5", "vision_grounded_t5")
 SOURCES = {"text": "latent semantic analysis of the texts", "vision": "the vision tower's mean states"}
 
@@ -58,7 +54,7 @@ def check_model(model: ModelArguments, t5: T5Arguments, indexing: bool = False) 
 
     Args: indexing, whether this is the script that teaches pictures alone. Raises `UserError`.
     """
-    allowed = WITH_PICTURES if indexing else tuple(CLASSES)
+    allowed = WITH_PICTURES if indexing else tuple(GENERATIVE)
     whole = "model_name_or_path" if model.model_name_or_path else "config_name"
     name = model.model_name_or_path or model.config_name
     if name:
@@ -106,7 +102,7 @@ def _check_parts(model: ModelArguments, t5: T5Arguments, kind: str, whole: str |
                 raise UserError(
                     f"--{name}: a t5 reads no pictures; give --model_type codebook_t5 or vision_grounded_t5"
                 )
-    known = CLASSES[kind][0]().to_dict().keys() - T5Config().to_dict().keys() if kind != "t5" else set()
+    known = GENERATIVE[kind].config_class().to_dict().keys() - T5Config().to_dict().keys() if kind != "t5" else set()
     for name in t5.config_fields():
         if name not in known:
             raise UserError(f"--{name}: a {kind} has no such field")
@@ -137,30 +133,21 @@ def _check_parts(model: ModelArguments, t5: T5Arguments, kind: str, whole: str |
 def build_processor(model: ModelArguments, t5: T5Arguments, kind: str, image_size, texts, checkpoint: str | None):
     """Tokenizer, with an image processor beside it for the models that see pictures: those of the checkpoint that a run
     goes on from, those named, or a tokenizer trained on `texts` and plain resizing to `image_size`."""
-    whole = checkpoint or model.model_name_or_path
-    named = {"tokenizer_name": model.tokenizer_name, "model_name_or_path": model.model_name_or_path}
-    named |= {"text_model_name_or_path": t5.text_model_name_or_path}
     if checkpoint:
-        named = {"resume_from_checkpoint": checkpoint}
-    found = next(((argument, name) for argument, name in named.items() if name), None)
+        found = "resume_from_checkpoint", checkpoint
+    else:
+        found = first_given(
+            tokenizer_name=model.tokenizer_name,
+            model_name_or_path=model.model_name_or_path,
+            text_model_name_or_path=t5.text_model_name_or_path,
+        )
     if found:
         tokenizer = from_hub(AutoTokenizer.from_pretrained, found[1], found[0])
     else:
         tokenizer = train_tokenizer(texts, model.tokenizer_vocab_size)
     if kind not in WITH_PICTURES:
         return tokenizer
-    named = {"image_processor_name": model.image_processor_name, "model_name_or_path": whole}
-    named |= {"vision_model_name_or_path": model.vision_model_name_or_path}
-    found = next(((argument, name) for argument, name in named.items() if name), None)
-    if model.image_processor_config:
-        if image_size:
-            raise UserError("the size of pictures is in --image_processor_config; leave --image_size out")
-        image_processor = build_image_processor(model.image_processor_config)
-    elif found:
-        image_processor = from_hub(AutoImageProcessor.from_pretrained, found[1], found[0])
-    else:
-        side = image_size or (model.vision_config or {}).get("image_size") or 224
-        image_processor = ViTImageProcessorPil(size={"height": side, "width": side})
+    image_processor = choose_image_processor(model, checkpoint or model.model_name_or_path, image_size)
     return PictureT5Processor(image_processor=image_processor, tokenizer=tokenizer)
 
 
@@ -176,7 +163,8 @@ def image_processor_of(processor):
 
 def build_model(model: ModelArguments, t5: T5Arguments, kind: str, processor):
     """The model in the sizes of the processor. Raises `UserError` for parts that do not fit each other."""
-    config_class, model_class = CLASSES[kind]
+    model_class = GENERATIVE[kind]
+    config_class = model_class.config_class
     tokenizer, fields = tokenizer_of(processor), t5.config_fields()
     sizes = tokenizer_fields(tokenizer) | {"decoder_start_token_id": tokenizer.pad_token_id}
     hf_logging.set_verbosity_error()  # the load report lists what is new on purpose

@@ -27,9 +27,8 @@ MADE, DSI_MADE = "model, processor, code and card", "model, processor, identifie
 def texts(splits: RetrievalSplits) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
     """(what may be searched by image_id, a document's text or a picture's trained captions; the questions)."""
     if getattr(splits, "documents", False):
-        return {name: [text] for name, text in zip(splits.item_ids, splits.item_texts(), strict=True)}, questions(
-            splits
-        )
+        documents = zip(splits.item_ids, splits.item_texts(), strict=True)
+        return {name: [text] for name, text in documents}, questions(splits)
     return dict(zip(splits.train["image_id"], splits.train["captions"], strict=True)), questions(splits)
 
 

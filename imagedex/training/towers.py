@@ -81,13 +81,14 @@ def check_towers(model: ModelArguments, xmatching: XMatchingArguments) -> None:
             from_hub(AutoConfig.from_pretrained, towers[pretrained], pretrained)
 
 
+def first_given(**names) -> tuple[str, str] | None:
+    """The first argument that names something, and what it names."""
+    return next(((argument, name) for argument, name in names.items() if name), None)
+
+
 def build_processor(model: ModelArguments, xmatching: XMatchingArguments, image_size, captions) -> XMatchingProcessor:
     """Tokenizer and image processor of the towers, or the one that image_processor_config describes; where a tower is new,
     a tokenizer trained on the captions and plain resizing to `image_size` (or the size in vision_config)."""
-
-    def first_given(**names):
-        return next(((argument, name) for argument, name in names.items() if name), None)
-
     found = first_given(
         tokenizer_name=model.tokenizer_name,
         model_name_or_path=model.model_name_or_path,
@@ -97,21 +98,28 @@ def build_processor(model: ModelArguments, xmatching: XMatchingArguments, image_
         tokenizer = from_hub(AutoTokenizer.from_pretrained, found[1], found[0])
     else:
         tokenizer = train_tokenizer(captions, model.tokenizer_vocab_size)
-    found = first_given(
-        image_processor_name=model.image_processor_name,
-        model_name_or_path=model.model_name_or_path,
-        vision_model_name_or_path=model.vision_model_name_or_path,
-    )
+    image_processor = choose_image_processor(model, model.model_name_or_path, image_size)
+    return XMatchingProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def choose_image_processor(model: ModelArguments, whole: str | None, image_size: int | None):
+    """The image processor that is described, named, or brought by the whole model or the vision tower; else plain resizing.
+
+    Args: whole, the trained model or checkpoint to start from. Raises `UserError`.
+    """
     if model.image_processor_config:
         if image_size:
             raise UserError("the size of pictures is in --image_processor_config; leave --image_size out")
-        image_processor = build_image_processor(model.image_processor_config)
-    elif found:
-        image_processor = from_hub(AutoImageProcessor.from_pretrained, found[1], found[0])
-    else:
-        side = image_size or (model.vision_config or {}).get("image_size") or 224
-        image_processor = ViTImageProcessorPil(size={"height": side, "width": side})
-    return XMatchingProcessor(image_processor=image_processor, tokenizer=tokenizer)
+        return build_image_processor(model.image_processor_config)
+    found = first_given(
+        image_processor_name=model.image_processor_name,
+        model_name_or_path=whole,
+        vision_model_name_or_path=model.vision_model_name_or_path,
+    )
+    if found:
+        return from_hub(AutoImageProcessor.from_pretrained, found[1], found[0])
+    side = image_size or (model.vision_config or {}).get("image_size") or 224
+    return ViTImageProcessorPil(size={"height": side, "width": side})
 
 
 def build_model(model: ModelArguments, xmatching: XMatchingArguments, processor: XMatchingProcessor) -> XMatchingModel:

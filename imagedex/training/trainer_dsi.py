@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import Seq2SeqTrainer, TrainerCallback
 from transformers.trainer_utils import speed_metrics
 
@@ -75,18 +73,9 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
     @torch.no_grad()
     def answer(self, dataset, description: str) -> Answers:
         """Ranks identifiers for all rows, in their order, gathered from every process."""
-        loader = DataLoader(
-            dataset,
-            batch_size=self.args.per_device_eval_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-        )
-        loader = self.accelerator.prepare_data_loader(loader)
-        hidden = self.args.disable_tqdm or not self.is_world_process_zero()
-        model = self.model_wrapped if self.is_fsdp_enabled else self.model
-        model.eval()
+        model, batches = self.evaluation_batches(dataset, description)
         parts, queries, seconds = [], 0, 0.0
-        for batch in tqdm(loader, desc=description, disable=hidden, leave=False):
+        for batch in batches:
             batch = self._prepare_inputs(batch)
             labels = batch["labels"]
             with self.autocast_smart_context_manager():

@@ -1,4 +1,7 @@
-"""What the trainers here do alike: a learning rate a tower, and going on from where a run stopped."""
+"""What the trainers here do alike: a learning rate a tower, batches to evaluate on, and going on from where a run stopped."""
+
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from imagedex.training.publishing import PublishingMixin
 
@@ -28,6 +31,20 @@ class TowerTrainerMixin(PublishingMixin):
             groups += [group | {"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
         optimizer.param_groups[:] = groups
         return optimizer
+
+    def evaluation_batches(self, rows, description: str):
+        """(the model, in evaluation mode; this process's batches of `rows` in their order, behind a progress bar)."""
+        loader = DataLoader(
+            rows,
+            batch_size=self.args.per_device_eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+        loader = self.accelerator.prepare_data_loader(loader)
+        hidden = self.args.disable_tqdm or not self.is_world_process_zero()
+        model = self.model_wrapped if self.is_fsdp_enabled else self.model
+        model.eval()
+        return model, tqdm(loader, desc=description, disable=hidden, leave=False)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """As Trainer, but through `from_pretrained`: Trainer looks for the weights under the names that the modules have, and

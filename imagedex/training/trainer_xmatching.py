@@ -6,8 +6,6 @@ import math
 import time
 
 import torch
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import speed_metrics
 
@@ -106,18 +104,9 @@ class XMatchingTrainer(TowerTrainerMixin, Trainer):
 
         Args: field, "text_embeds" or "image_embeds".
         """
-        loader = DataLoader(
-            rows,
-            batch_size=self.args.per_device_eval_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-        )
-        loader = self.accelerator.prepare_data_loader(loader)
-        hidden = self.args.disable_tqdm or not self.is_world_process_zero()
-        model = self.model_wrapped if self.is_fsdp_enabled else self.model
-        model.eval()
+        model, batches = self.evaluation_batches(rows, description)
         parts = []
-        for batch in tqdm(loader, desc=description, disable=hidden, leave=False):
+        for batch in batches:
             with self.autocast_smart_context_manager():
                 embeds = getattr(model(**batch), field)
             parts.append(self.accelerator.gather_for_metrics(embeds.float()).cpu())
