@@ -38,9 +38,12 @@ class BM25:
 
     Args:
         documents: one list of words a document. Documents without words score 0.
+        epsilon: of the floor; None: no floor but Lucene's idf, log(1 + (N - n + 0.5) / (n + 0.5)), which stays above zero.
     """
 
-    def __init__(self, documents: Iterable[Sequence[str]], k1: float = 1.5, b: float = 0.75, epsilon: float = 0.25):
+    def __init__(
+        self, documents: Iterable[Sequence[str]], k1: float = 1.5, b: float = 0.75, epsilon: float | None = 0.25
+    ):
         counts = [Counter(document) for document in documents]
         self.num_documents = len(counts)
         lengths = np.array([count.total() for count in counts], dtype=np.float64)
@@ -53,11 +56,11 @@ class BM25:
                 rows, frequencies = occurrences.setdefault(word, ([], []))
                 rows.append(row)
                 frequencies.append(frequency)
-        idf = {
-            word: math.log(self.num_documents - len(rows) + 0.5) - math.log(len(rows) + 0.5)
-            for word, (rows, _) in occurrences.items()
+        odds = {
+            word: (self.num_documents - len(rows) + 0.5) / (len(rows) + 0.5) for word, (rows, _) in occurrences.items()
         }
-        floor = epsilon * sum(idf.values()) / len(idf) if idf else 0.0
+        idf = {word: math.log(odd if epsilon is not None else 1 + odd) for word, odd in odds.items()}
+        floor = epsilon * sum(idf.values()) / len(idf) if idf and epsilon is not None else 0.0
         # word -> documents that have it, and what it adds to the score of each
         self.postings: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for word, (rows, frequencies) in occurrences.items():

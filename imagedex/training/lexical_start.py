@@ -7,13 +7,14 @@ alike, and whose embeddings are factors of the words' BM25 weights,
     mean over the sentence of E[word]  .  I[identifier]   ~   BM25(sentence, item) / length,
 
 answers as BM25 over its tokens does before the first step, as far as `d_model` dimensions hold it, and training goes on
-from there. Nothing enters but the run's own training texts. (The idea of starting residual branches at zero: Fixup,
+from there. BM25 has Lucene's idf here: of a word in most captions rank_bm25's floor makes too much. Nothing enters but the run's own training texts. (The idea of starting residual branches at zero: Fixup,
 1901.09321; of factors of word counts as embeddings: latent semantic analysis.)
 """
 
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 RIDGE = 0.1
 SHARPNESS = 2.0  # of the identifiers' vectors: with less, the words of a sentence are likelier than any identifier
+ENDING = 10.0  # how many times louder the end is than what is written
 
 
 @torch.no_grad()
@@ -45,18 +47,21 @@ def start_from_texts(model, tokenizer, identifiers: Identifiers, texts: Sequence
             f"{config.num_heads * config.d_kv} and d_model is {config.d_model}"
         )
     read = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-    words, items = lexical_factors(read, config.d_model, seed)
+    words, items, (blank, end, mark) = placed(*lexical_factors(read, config.d_model - 3, seed), seed)
     embeddings = model.get_input_embeddings().weight  # (V, d_model)
     scale = config.d_model**0.5  # of T5's own start: every dimension has variance 1
-    blank = torch.linalg.eigh(items.T @ items).eigenvectors[:, 0]  # what says least of any item
     known = set(identifiers.new_tokens.values())
     for token in range(len(tokenizer)):
         if token not in known:
             embeddings[token] = scale * words.get(token, blank)
     embeddings[tokenizer.pad_token_id] = blank  # the decoder's first token: next to what it attends to, nothing
+    embeddings[tokenizer.eos_token_id] = scale * end
     for token, vector in token_vectors(identifiers, items).items():
         embeddings[token] = SHARPNESS * vector
-    pass_through(model)
+    for token in last_tokens(identifiers) & known:
+        embeddings[token] += scale * mark
+    pass_through(model, end)
+    end_after_mark(model, mark, end)
     logger.info("starts as BM25 over the training texts, in %d dimensions", config.d_model)
 
 
@@ -65,11 +70,10 @@ def lexical_factors(documents: Sequence[Sequence[int]], dimensions: int, seed: i
 
     The words' are their left singular vectors, brought to length 1, since T5's layer norm would; the documents' are then the
     best in the sense of (ridge) least squares. Exact, but for one common factor, where `dimensions` hold all words and there
-    are at least as many (independent) documents as words; otherwise the length that a word loses is partly lost with it. A
-    word that weighs nothing (one in exactly half of the documents) has no vector.
+    are at least as many (independent) documents as words; otherwise the length that a word loses is partly lost with it.
     """
-    postings = BM25(documents).postings
-    tokens = sorted(token for token, (_, weights) in postings.items() if weights.any())
+    postings = BM25(documents, epsilon=None).postings
+    tokens = sorted(postings)
     places = [torch.from_numpy(postings[token][0]) for token in tokens]
     lines = torch.cat([torch.full((len(rows),), line) for line, rows in enumerate(places)])
     weights = torch.cat([torch.from_numpy(postings[token][1]) for token in tokens])
@@ -78,12 +82,22 @@ def lexical_factors(documents: Sequence[Sequence[int]], dimensions: int, seed: i
         torch.stack([lines, torch.cat(places)]), weights, shape, check_invariants=True
     ).coalesce()
     left = truncated_svd(matrix, dimensions, seed)
+    values = left.norm(dim=0)
+    left = left[:, values > 1e-6 * values.max()]  # what is left of directions that the matrix does not have is noise
     left = F.normalize(F.normalize(left, dim=0), dim=1)  # U, without the singular values; then rows of length 1
     gram = left.T @ left + RIDGE * torch.eye(left.shape[1], dtype=left.dtype)
     items = torch.linalg.solve(gram, (matrix.T @ left).T).T  # (N, rank)
     empty = dimensions - left.shape[1]
     left, items = F.pad(left, (0, empty)).float(), F.pad(items, (0, empty)).float()
     return dict(zip(tokens, left, strict=True)), items
+
+
+def placed(words: dict[int, torch.Tensor], items: torch.Tensor, seed: int):
+    """The same factors in a space of three dimensions more, turned at random so that dropout of one coordinate takes a little
+    of everything; and (3, dimensions + 3) unit vectors of the directions of which no word and no item has any."""
+    width = items.shape[1] + 3
+    turn = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed))).Q
+    return {token: vector @ turn[:-3] for token, vector in words.items()}, items @ turn[:-3], turn[-3:]
 
 
 def token_vectors(identifiers: Identifiers, items: torch.Tensor) -> dict[int, torch.Tensor]:
@@ -104,10 +118,18 @@ def token_vectors(identifiers: Identifiers, items: torch.Tensor) -> dict[int, to
     return vectors
 
 
-def pass_through(model) -> None:
+def last_tokens(identifiers: Identifiers) -> set[int]:
+    """The tokens that stand at the end of identifiers and nowhere else."""
+    ends = identifiers.offsets[1:] - 1
+    inside = np.delete(identifiers.tokens, ends)
+    return set(identifiers.tokens[ends].tolist()) - set(inside.tolist())
+
+
+def pass_through(model, end: torch.Tensor) -> None:
     """Every residual branch starts at zero, but for the first cross-attention: it adds the mean of what the encoder says.
 
-    Its values are turned by one random rotation and back, so that each head carries a part of every dimension.
+    Its values are turned by one random rotation and back, so that each head carries a part of every dimension. It is deaf
+    to `end`, for every sentence that is read ends, too.
     """
     for stack in (model.encoder, model.decoder):
         for block in stack.block:
@@ -119,6 +141,20 @@ def pass_through(model) -> None:
                     layer.DenseReluDense.wo.weight.zero_()
     attention = model.decoder.block[0].layer[1].EncDecAttention
     rotation = torch.linalg.qr(torch.randn(attention.v.weight.shape)).Q
-    attention.v.weight.copy_(rotation)
+    attention.v.weight.copy_(rotation - torch.outer(rotation @ end, end))
     attention.o.weight.copy_(rotation.T)
     attention.q.weight.zero_()
+
+
+def end_after_mark(model, mark: torch.Tensor, end: torch.Tensor) -> None:
+    """After a token with a share of `mark` the decoder says `end`: an eighth of its last feed-forward neurons see to that.
+
+    Otherwise the first thing a picture would teach is to end: with a fast vision tower it does so at the first place, too,
+    and then looks alike for all pictures.
+    """
+    feed_forward = model.decoder.block[-1].layer[-1].DenseReluDense
+    neurons = max(1, model.config.d_ff // 8)  # enough that dropout never takes them all
+    for name in ("wi", "wi_0", "wi_1"):  # plain, or gated as in T5 1.1
+        if hasattr(feed_forward, name):
+            getattr(feed_forward, name).weight[:neurons] = mark
+    feed_forward.wo.weight[:, :neurons] = ENDING / neurons * end[:, None]

@@ -1,6 +1,7 @@
 """BM25 against the rank_bm25 package, caption vectors against sums written out, both on real captions."""
 
 import csv
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -66,8 +67,18 @@ def test_bm25_equals_the_rank_bm25_package(seed):
     np.testing.assert_allclose(ours, np.stack([theirs.get_scores(query) for query in queries]), rtol=1e-12, atol=1e-12)
 
 
+def test_bm25_with_the_idf_of_lucene_by_hand():
+    documents = [["a", "b"], ["a", "a", "a", "c"], ["a"], []]  # 7 / 4 words on average
+    scores = BM25(documents, epsilon=None).scores([["a"], ["b", "b"]])
+    a, b = math.log(1 + 1.5 / 3.5), math.log(1 + 3.5 / 1.5)
+    weight = lambda times, length: times * 2.5 / (times + 1.5 * (0.25 + 0.75 * length * 4 / 7))  # noqa: E731
+    np.testing.assert_allclose(scores[0], [a * weight(1, 2), a * weight(3, 4), a * weight(1, 1), 0])
+    np.testing.assert_allclose(scores[1], [2 * b * weight(1, 2), 0, 0, 0])
+
+
 def test_bm25_of_nothing():
-    assert BM25([[], []]).scores([["a"], []]).tolist() == [[0, 0], [0, 0]]
+    for epsilon in (0.25, None):
+        assert BM25([[], []], epsilon=epsilon).scores([["a"], []]).tolist() == [[0, 0], [0, 0]]
 
 
 def test_baseline_rows_by_hand(text_encoder):
