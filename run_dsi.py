@@ -98,14 +98,7 @@ def main(argv=None):
     trainer.write_card = lambda path: write_dsi_card(path, trainer, facts, splits, "retrieval", mix)
     if args.do_eval and args.compare_with_baselines and args.process_index == 0:
         facts.baselines = results.baselines(splits, args.baseline_text_encoder, None)
-    run.begin()
-    if args.do_train:
-        trained = trainer.train(resume_from_checkpoint=run.checkpoint)
-        trainer.save_metrics("train", trained.metrics)
-        trainer.save_state()
-    if args.do_eval:
-        facts.metrics = trainer.evaluate()
-        trainer.save_metrics("eval", facts.metrics)
+    facts.metrics = run.carry_out(trainer)
     if args.do_predict:
         results.write_predictions(trainer, splits)
     results.finish(trainer, splits, facts, results.DSI_MADE)

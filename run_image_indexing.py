@@ -95,14 +95,7 @@ def main(argv=None):
     facts = CardFacts.of(splits, data_args)
     step = "captioning" if captioning else "indexing"
     trainer.write_card = lambda path: write_dsi_card(path, trainer, facts, splits, step)
-    run.begin()
-    if args.do_train:
-        trained = trainer.train(resume_from_checkpoint=run.checkpoint)
-        trainer.save_metrics("train", trained.metrics)
-        trainer.save_state()
-    if args.do_eval:
-        facts.metrics = trainer.evaluate()
-        trainer.save_metrics("eval", facts.metrics)
+    facts.metrics = run.carry_out(trainer)
     results.finish(trainer, splits, facts, results.DSI_MADE if identifiers else results.MADE)
 
 

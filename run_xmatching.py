@@ -95,16 +95,9 @@ def main(argv=None):
         args.do_eval and args.compare_with_baselines and args.process_index == 0
     ):  # before training: an encoder may not fit
         facts.baselines = results.baselines(splits, args.baseline_text_encoder, xmatching_args.text_model_name_or_path)
-    run.begin()
-    if args.do_train:
-        trained = trainer.train(resume_from_checkpoint=run.checkpoint)
-        trainer.save_metrics("train", trained.metrics)
-        trainer.save_state()
-        if data_args.streaming:
-            train.report()
-    if args.do_eval:
-        facts.metrics = trainer.evaluate()
-        trainer.save_metrics("eval", facts.metrics)
+    facts.metrics = run.carry_out(trainer)
+    if args.do_train and data_args.streaming:
+        train.report()
     if args.do_predict:
         results.write_predictions(trainer, splits)
     results.finish(trainer, splits, facts)

@@ -176,23 +176,32 @@ class CodebookT5(PictureT5):
     def encode(
         self, input_ids=None, attention_mask=None, pixel_values=None, image_states=None, inputs_embeds=None, **kwargs
     ) -> tuple[CodebookEncoderOutput, torch.Tensor]:
-        """As PictureT5's: both kinds of rows go through T5's encoder in one pass."""
+        """As PictureT5's. Sentences and pictures go through T5's encoder one after the other: sentences are short, and padded to
+        a picture's tokens they would cost twice the time. Where there are both, states of inner layers are not returned.
+        """
         embeds = inputs_embeds if input_ids is None else self.shared(input_ids)  # (T, S, d_model)
         states = self.picture_states(pixel_values, image_states)
-        if embeds is None and states is None:
-            raise ValueError(
-                "nothing to encode: give input_ids (text rows), pixel_values or image_states (picture rows)"
-            )
-        if embeds is not None and attention_mask is None:
-            attention_mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        ids = loss = None
+        inputs, ids, loss = [], None, None
+        if embeds is not None:
+            if attention_mask is None:
+                attention_mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+            inputs.append((embeds, attention_mask))
         if states is not None:
             ids, mask, path, loss = self.quantize(states)
             visual = self.shared(ids)  # (P, N, d_model)
-            visual = visual if path is None else visual + path
-            embeds = padded_rows(embeds, visual)
-            attention_mask = padded_rows(attention_mask, mask)
-        output = self.encoder(inputs_embeds=embeds, attention_mask=attention_mask, **{**kwargs, "return_dict": True})
+            inputs.append((visual if path is None else visual + path, mask))
+        if not inputs:
+            raise ValueError(
+                "nothing to encode: give input_ids (text rows), pixel_values or image_states (picture rows)"
+            )
+        outputs = [
+            self.encoder(inputs_embeds=rows, attention_mask=mask, **{**kwargs, "return_dict": True})
+            for rows, mask in inputs
+        ]
+        output = outputs[0]
+        if len(outputs) == 2:
+            output = {"last_hidden_state": padded_rows(*(output.last_hidden_state for output in outputs))}
+        attention_mask = padded_rows(*(mask for _, mask in inputs))
         return CodebookEncoderOutput(**output, visual_token_ids=ids, quantizer_loss=loss), attention_mask
 
     def finished(self, output: Seq2SeqLMOutput, encoder_outputs) -> CodebookT5Output:

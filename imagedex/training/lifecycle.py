@@ -9,7 +9,7 @@ from datetime import datetime
 
 import datasets
 import transformers
-from transformers import TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -52,7 +52,7 @@ class Run:
     """One output folder and the arguments that belong to it.
 
     Made before anything is loaded: refuses a folder it cannot write or that holds a run with other arguments. Nothing is
-    written before `begin()`, which a script calls once data and model are known to be good.
+    written before `carry_out()`, which a script calls once data and model are known to be good.
     """
 
     def __init__(self, args: TrainingArguments, *argument_groups):
@@ -84,11 +84,24 @@ class Run:
             logger.info("going on from %s", found)
         return found
 
-    def begin(self) -> None:
+    def carry_out(self, trainer: Trainer) -> dict[str, float]:
+        """Trains and evaluates as --do_train and --do_eval say and saves the figures of both. Returns those of the evaluation.
+
+        The first to write anything.
+        """
         if self.args.process_index == 0:
             write_atomically(
                 self.folder / RECORD, json.dumps(self.arguments, indent=2, sort_keys=True, default=str) + "\n"
             )
+        if self.args.do_train:
+            trained = trainer.train(resume_from_checkpoint=self.checkpoint)
+            trainer.save_metrics("train", trained.metrics)
+            trainer.save_state()
+        if not self.args.do_eval:
+            return {}
+        metrics = trainer.evaluate()
+        trainer.save_metrics("eval", metrics)
+        return metrics
 
 
 def check_trackers(args: TrainingArguments) -> None:
