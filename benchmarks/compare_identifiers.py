@@ -53,17 +53,19 @@ def main():
     split = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=20, help="a quarter of the recipe's")
+    parser.add_argument("--epochs", type=int, default=10, help="a quarter of the recipe's")
+    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=SCHEMES)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each run")
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv[:split])
     path = args.results_dir / f"identifiers-{hardware()}.csv"
     rows = read(path)
     known = {(row["scheme"], int(row["seed"]), int(row["epochs"])) for row in rows}
     for seed in args.seeds:
-        for scheme in SCHEMES:
+        for scheme in args.schemes:
             if (scheme, seed, args.epochs) in known:
                 continue
-            rows.append(run_once(scheme, seed, args.epochs, argv[split + 1 :], os.cpu_count() or 1))
+            rows.append(run_once(scheme, seed, args.epochs, argv[split + 1 :], args.threads))
             print({name: rows[-1][name] for name in ("scheme", "seed", *FIGURES)}, flush=True)
             write(path, COLUMNS, sorted(rows, key=lambda row: (SCHEMES.index(row["scheme"]), int(row["seed"]))))
     print(f"\n{markdown(rows)}\n\n{path}")

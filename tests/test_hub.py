@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
+from elsewhere import PREAMBLE
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 from PIL import Image as Pillow
@@ -30,21 +31,9 @@ MODEL_FILES = {
 }  # fmt: skip
 
 ELSEWHERE = """
-import json, sys
-for name in ("imagedex", "modeling", "configuration"):
-    try:
-        __import__(name)
-    except ImportError:
-        continue
-    raise SystemExit(f"{name} is importable: this test proves nothing")
-import numpy as np, torch
-from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoProcessor
-name = sys.argv[1]
 config = AutoConfig.from_pretrained(name, trust_remote_code=True)
 model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
-picture = Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3))
 batch = processor(text=json.loads(sys.argv[2]), images=[picture], padding=True, return_tensors="pt")
 with torch.no_grad():
     text = model.get_text_features(batch["input_ids"], batch["attention_mask"]).pooler_output
@@ -194,7 +183,9 @@ def test_every_push_of_a_run_leaves_a_model_that_loads_and_no_token(hub, pushed)
 
 
 def test_loads_from_the_hub_in_a_process_without_this_repository(run, pushed, tmp_path):
-    done = run("-c", ELSEWHERE, "someone/tiny", json.dumps(SENTENCES), cwd=tmp_path, HF_HOME=str(tmp_path / "fresh"))
+    done = run(
+        "-c", PREAMBLE + ELSEWHERE, "someone/tiny", json.dumps(SENTENCES), cwd=tmp_path, HF_HOME=str(tmp_path / "fresh")
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["model_type"] == "xmatching"

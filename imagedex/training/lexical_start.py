@@ -7,8 +7,10 @@ alike, and whose embeddings are factors of the words' BM25 weights,
     mean over the sentence of E[word]  .  I[identifier]   ~   BM25(sentence, item) / length,
 
 answers as BM25 over its tokens does before the first step, as far as `d_model` dimensions hold it, and training goes on
-from there. BM25 has Lucene's idf here: of a word in most captions rank_bm25's floor makes too much. Nothing enters but the run's own training texts. (The idea of starting residual branches at zero: Fixup,
-1901.09321; of factors of word counts as embeddings: latent semantic analysis.)
+from there. BM25 has Lucene's idf here: of a word in most captions rank_bm25's floor makes too much. After an identifier the
+start says end-of-sequence, so that nothing is left to learn but what stands for what. Nothing enters but the run's own
+training texts. (The idea of starting residual branches at zero: Fixup, 1901.09321; of factors of word counts as embeddings:
+latent semantic analysis.)
 """
 
 import logging

@@ -1,12 +1,9 @@
 """A saved model stands alone: fresh process, another folder, nothing of this repository importable."""
 
 import json
-import subprocess
-import sys
 
-import numpy as np
 import torch
-from PIL import Image
+from elsewhere import picture, run_elsewhere
 from transformers import ViTImageProcessorPil
 
 from configuration.configuration_xmatching import XMatchingConfig
@@ -17,21 +14,9 @@ from modeling.processing_xmatching import XMatchingProcessor
 SENTENCES = ["a dog in the snow", "two birds on a wire"]
 
 SCRIPT = """
-import json, os, sys
-import numpy as np, torch
-from PIL import Image
-folder = sys.argv[1]
-for name in ("imagedex", "modeling", "configuration"):
-    try:
-        __import__(name)
-    except ImportError:
-        continue
-    raise SystemExit(f"{name} is importable: this test proves nothing")
-from transformers import AutoConfig, AutoModel, AutoProcessor
-config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-picture = Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3))
+config = AutoConfig.from_pretrained(name, trust_remote_code=True)
+model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
 batch = processor(text=json.loads(sys.argv[2]), images=[picture], padding=True, return_tensors="pt")
 with torch.no_grad():
     text = model.get_text_features(batch["input_ids"], batch["attention_mask"]).pooler_output
@@ -64,21 +49,10 @@ def test_a_saved_model_works_without_this_repository(tmp_path, text_config, visi
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
 
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "model"), json.dumps(SENTENCES)],
-        cwd=elsewhere,
-        env={"PATH": "", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    found = run_elsewhere(SCRIPT, tmp_path / "elsewhere", tmp_path / "model", json.dumps(SENTENCES), **home)
 
-    picture = Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3))
-    batch = processor(text=SENTENCES, images=[picture], padding=True, return_tensors="pt")
+    batch = processor(text=SENTENCES, images=[picture()], padding=True, return_tensors="pt")
     with torch.no_grad():
         output = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")})
     assert found["model_type"] == "xmatching" and found["frozen"]

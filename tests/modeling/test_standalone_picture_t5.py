@@ -1,13 +1,10 @@
 """A saved generative model stands alone: fresh process, another folder, nothing of this repository importable."""
 
 import json
-import subprocess
-import sys
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from elsewhere import picture, run_elsewhere
 from transformers import ViTImageProcessorPil
 
 from imagedex.training.tokenizer import train_tokenizer
@@ -17,19 +14,7 @@ from modeling.processing_picture_t5 import PictureT5Processor
 SENTENCES = ["a dog in the snow", "two birds on a wire"]
 
 SCRIPT = """
-import json, os, sys
-import numpy as np, torch
-from PIL import Image
-folder = sys.argv[1]
-for name in ("imagedex", "modeling", "configuration"):
-    try:
-        __import__(name)
-    except ImportError:
-        continue
-    raise SystemExit(f"{name} is importable: this test proves nothing")
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoProcessor
-config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-picture = Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3))
+config = AutoConfig.from_pretrained(name, trust_remote_code=True)
 
 def answers(folder):
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True).eval()
@@ -40,8 +25,8 @@ def answers(folder):
     found = model.retrieve(identifiers, num_beams=3, **text) + model.retrieve(identifiers, num_beams=3, **image)
     return model, processor, identifiers, found
 
-model, processor, identifiers, found = answers(folder)
-assert type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__ == type(model).__name__
+model, processor, identifiers, found = answers(name)
+assert type(AutoModel.from_pretrained(name, trust_remote_code=True)).__name__ == type(model).__name__
 for part in (model, processor, identifiers):
     part.save_pretrained("again")
 assert answers("again")[-1] == found
@@ -66,22 +51,11 @@ def test_a_saved_model_works_without_this_repository(tmp_path, tiny_picture_t5, 
     for part in (model, processor, identifiers):
         part.save_pretrained(tmp_path / "model")
 
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "model"), json.dumps(SENTENCES)],
-        cwd=elsewhere,
-        env={"PATH": "", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    found = run_elsewhere(SCRIPT, tmp_path / "elsewhere", tmp_path / "model", json.dumps(SENTENCES), **home)
 
-    picture = Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3))
     text = processor(text=SENTENCES, padding=True, return_tensors="pt")
-    image = processor(images=[picture], return_tensors="pt")
+    image = processor(images=[picture()], return_tensors="pt")
     expected = model.retrieve(identifiers, 3, **text) + model.retrieve(identifiers, 3, **image)
     assert len(expected) == 3 and all(len(ranking) == 3 for ranking in expected)
     for ranking, ours in zip(found["found"], expected, strict=True):

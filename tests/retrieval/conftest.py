@@ -1,9 +1,12 @@
 """Tiny dual encoders with random weights, made offline and saved as their real counterparts are on the Hub."""
 
+import logging
+
 import datasets
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
@@ -197,3 +200,12 @@ def save_generative():
         return folder
 
     return save
+
+
+@pytest.fixture(autouse=True)
+def logging_put_back():
+    """The script sets up logging for its process; here that process is ours."""
+    verbosity, handlers, level = transformers.logging.get_verbosity(), logging.root.handlers[:], logging.root.level
+    yield
+    transformers.logging.set_verbosity(verbosity)
+    logging.root.handlers[:], logging.root.level = handlers, level

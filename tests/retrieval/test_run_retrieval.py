@@ -4,14 +4,12 @@ import base64
 import csv
 import dataclasses
 import json
-import logging
 import math
 import shutil
 
 import numpy as np
 import pytest
 import torch
-import transformers
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, BertConfig, BertModel
 
@@ -61,15 +59,6 @@ def ask_here(picture_folder, capsys):
         return shown.out + shown.err
 
     return run
-
-
-@pytest.fixture(autouse=True)
-def logging_put_back():
-    """The script sets up logging for its process; here that process is ours."""
-    verbosity, handlers, level = transformers.logging.get_verbosity(), logging.root.handlers[:], logging.root.level
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    logging.root.handlers[:], logging.root.level = handlers, level
 
 
 def refused(ask_here, *arguments, parts, **options):

@@ -2,13 +2,11 @@
 
 import csv
 import json
-import logging
 import shutil
 
 import numpy as np
 import pytest
 import torch
-import transformers
 from hub_server import HubServer
 from PIL import Image
 from torch.nn import functional as F
@@ -85,14 +83,6 @@ def ask(picture_folder, queries, capsys):
         return shown.out + shown.err
 
     return run
-
-
-@pytest.fixture(autouse=True)
-def logging_put_back():
-    verbosity, handlers, level = transformers.logging.get_verbosity(), logging.root.handlers[:], logging.root.level
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    logging.root.handlers[:], logging.root.level = handlers, level
 
 
 def refused(ask, *arguments, parts, **options):
