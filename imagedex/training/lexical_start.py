@@ -49,10 +49,13 @@ def start_from_texts(model, tokenizer, identifiers: Identifiers, texts: Sequence
             f"{config.num_heads * config.d_kv} and d_model is {config.d_model}"
         )
     read = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-    words, items, (blank, end, mark) = placed(*lexical_factors(read, config.d_model - 3, seed), seed)
+    draw = torch.Generator().manual_seed(seed)
+    words, items, (blank, end, mark) = placed(*lexical_factors(read, config.d_model - 3, seed), draw)
     embeddings = model.get_input_embeddings().weight  # (V, d_model)
     scale = config.d_model**0.5  # of T5's own start: every dimension has variance 1
     known = set(identifiers.new_tokens.values())
+    for token in sorted(identifiers.known_tokens.values()):  # digits: what no text has must still differ
+        words.setdefault(token, F.normalize(torch.randn(config.d_model, generator=draw), dim=0))
     for token in range(len(tokenizer)):
         if token not in known:
             embeddings[token] = scale * words.get(token, blank)
@@ -94,11 +97,11 @@ def lexical_factors(documents: Sequence[Sequence[int]], dimensions: int, seed: i
     return dict(zip(tokens, left, strict=True)), items
 
 
-def placed(words: dict[int, torch.Tensor], items: torch.Tensor, seed: int):
+def placed(words: dict[int, torch.Tensor], items: torch.Tensor, draw: torch.Generator):
     """The same factors in a space of three dimensions more, turned at random so that dropout of one coordinate takes a little
     of everything; and (3, dimensions + 3) unit vectors of the directions of which no word and no item has any."""
     width = items.shape[1] + 3
-    turn = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed))).Q
+    turn = torch.linalg.qr(torch.randn(width, width, generator=draw)).Q
     return {token: vector @ turn[:-3] for token, vector in words.items()}, items @ turn[:-3], turn[-3:]
 
 

@@ -164,6 +164,13 @@ def test_it_ends_after_an_identifier_and_not_before(gate):
     assert ends[:, 1].min() > 0.99 and ends[:, 0].max() < 0.01
 
 
+def test_digits_that_no_text_has_differ():
+    model, tokenizer, identifiers = start(corpus(), scheme="naive")
+    digits = F.normalize(model.get_input_embeddings().weight[sorted(identifiers.known_tokens.values())].detach(), dim=1)
+    cosines = digits @ digits.T - torch.eye(len(digits))
+    assert len(digits) == 10 and cosines.abs().max() < 0.9
+
+
 def test_only_what_always_stands_last_ends():
     new_tokens = {f"<{token}>": token for token in (10, 11, 12, 13)}
     identifiers = Identifiers.from_sequences(
