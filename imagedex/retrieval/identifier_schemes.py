@@ -7,6 +7,7 @@ rq        residual quantisation: a new code token a level (2203.01941; TIGER, 23
 """
 
 import logging
+import math
 from collections.abc import Sequence
 
 import torch
@@ -46,7 +47,7 @@ def assign_identifiers(
         tokenizer: gets the new tokens that the scheme needs, so the model's embeddings must be resized afterwards.
         vectors: (N, D) float, for semantic and rq.
         branches, leaf_size: of semantic, see `fit_k_means_tree`.
-        levels, codes: of rq; without `codes` a power of two near the square root of N, between 4 and 256.
+        levels, codes: of rq; without `codes` a power of two near twice the square root of N, between 4 and 256.
         source: facts to keep in `Identifiers.source`, beside the options used.
 
     Raises:
@@ -229,7 +230,7 @@ def _grow_semantic(identifiers: Identifiers, old: list[list[int]], vectors: torc
 def _residual(vectors: torch.Tensor, tokenizer, seed: int, levels: int, codes: int | None):
     """Sequences, fields and facts of the rq scheme. The suffix is always there, so that all identifiers have one length."""
     if codes is None:
-        codes = max(4, min(256, 2 ** round(0.5 * torch.tensor(float(len(vectors))).log2().item())))
+        codes = max(4, min(256, 2 ** round(1 + 0.5 * math.log2(len(vectors)))))
     if levels < 1 or codes < 2:
         raise IdentifierError(f"levels must be 1 or more and codes 2 or more, got {levels} and {codes}")
     quantizer = fit_residual_quantizer(vectors, levels, codes, seed)

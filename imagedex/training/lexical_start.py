@@ -28,8 +28,12 @@ from modeling.identifiers import Identifiers
 logger = logging.getLogger(__name__)
 
 RIDGE = 0.1
+GAIN = 10.0  # embeddings are so much shorter than T5's, and the decoder's last layer norm makes up for it: what dropout leaves of
+# a token that the decoder takes away again is then little beside what the sentence says
 SHARPNESS = 2.0  # of the identifiers' vectors: with less, the words of a sentence are likelier than any identifier
-ENDING = 10.0  # how many times louder the end is than what is written
+NEXT = 0.3  # length of what says which place comes next, where 1 is that of a word that was read: about that of a sentence
+ENDING = 4.0  # and of what says that it ends, which nothing must drown
+ATTENTION = 10.0  # in nats, of the decoder to the token that was written last
 
 
 @torch.no_grad()
@@ -50,23 +54,30 @@ def start_from_texts(model, tokenizer, identifiers: Identifiers, texts: Sequence
         )
     read = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
     draw = torch.Generator().manual_seed(seed)
-    words, items, (blank, end, mark) = placed(*lexical_factors(read, config.d_model - 3, seed), draw)
+    places = places_of(identifiers)
+    reserved = len(places) + 3
+    words, items, directions = placed(*lexical_factors(read, config.d_model - reserved, seed), reserved, draw)
+    blank, start, *marks, end = directions
     embeddings = model.get_input_embeddings().weight  # (V, d_model)
-    scale = config.d_model**0.5  # of T5's own start: every dimension has variance 1
+    scale = config.d_model**0.5 / GAIN
     known = set(identifiers.new_tokens.values())
     for token in sorted(identifiers.known_tokens.values()):  # digits: what no text has must still differ
         words.setdefault(token, F.normalize(torch.randn(config.d_model, generator=draw), dim=0))
     for token in range(len(tokenizer)):
         if token not in known:
             embeddings[token] = scale * words.get(token, blank)
-    embeddings[tokenizer.pad_token_id] = blank  # the decoder's first token: next to what it attends to, nothing
+    embeddings[tokenizer.pad_token_id] = scale * start  # the decoder's first token
     embeddings[tokenizer.eos_token_id] = scale * end
-    for token, vector in token_vectors(identifiers, items).items():
-        embeddings[token] = SHARPNESS * vector
-    for token in last_tokens(identifiers) & known:
-        embeddings[token] += scale * mark
+    vectors = token_vectors(identifiers, items)
+    for token in sorted(known):
+        embeddings[token] = SHARPNESS / GAIN * vectors.get(token, torch.zeros(config.d_model))
+    for tokens, mark in zip(places, marks, strict=True):
+        embeddings[sorted(tokens)] += scale * mark
     pass_through(model, end)
-    end_after_mark(model, mark, end)
+    model.decoder.final_layer_norm.weight.fill_(GAIN)
+    if places:
+        length = embeddings[sorted(set().union(*places))].norm(dim=1).mean()
+        announce(model, [start, *marks, end], length)
     logger.info("starts as BM25 over the training texts, in %d dimensions", config.d_model)
 
 
@@ -97,12 +108,13 @@ def lexical_factors(documents: Sequence[Sequence[int]], dimensions: int, seed: i
     return dict(zip(tokens, left, strict=True)), items
 
 
-def placed(words: dict[int, torch.Tensor], items: torch.Tensor, draw: torch.Generator):
-    """The same factors in a space of three dimensions more, turned at random so that dropout of one coordinate takes a little
-    of everything; and (3, dimensions + 3) unit vectors of the directions of which no word and no item has any."""
-    width = items.shape[1] + 3
+def placed(words: dict[int, torch.Tensor], items: torch.Tensor, reserved: int, draw: torch.Generator):
+    """The same factors in a space of `reserved` dimensions more, turned at random so that dropout of one coordinate takes a
+    little of everything; and (reserved, new width) unit vectors of the directions of which no word and no item has any."""
+    width = items.shape[1] + reserved
     turn = torch.linalg.qr(torch.randn(width, width, generator=draw)).Q
-    return {token: vector @ turn[:-3] for token, vector in words.items()}, items @ turn[:-3], turn[-3:]
+    used = turn[: items.shape[1]]
+    return {token: vector @ used for token, vector in words.items()}, items @ used, turn[items.shape[1] :]
 
 
 def token_vectors(identifiers: Identifiers, items: torch.Tensor) -> dict[int, torch.Tensor]:
@@ -123,11 +135,24 @@ def token_vectors(identifiers: Identifiers, items: torch.Tensor) -> dict[int, to
     return vectors
 
 
-def last_tokens(identifiers: Identifiers) -> set[int]:
-    """The tokens that stand at the end of identifiers and nowhere else."""
-    ends = identifiers.offsets[1:] - 1
-    inside = np.delete(identifiers.tokens, ends)
-    return set(identifiers.tokens[ends].tolist()) - set(inside.tolist())
+def places_of(identifiers: Identifiers) -> list[set[int]]:
+    """The tokens of each place, where all identifiers are as long and no token stands at two places; else nothing.
+
+    Spare tokens, which only pictures added later will have, stand where those of the same name but for the number do.
+    """
+    lengths = np.diff(identifiers.offsets)
+    if (lengths != lengths[0]).any():
+        return []
+    places = [set(column) for column in identifiers.tokens.reshape(-1, lengths[0]).T.tolist()]
+    if sum(map(len, places)) > len(set().union(*places)):
+        return []
+    names = {token: text.rpartition("_")[0] for text, token in identifiers.new_tokens.items()}
+    families = [{names.get(token) for token in place} - {None} for place in places]
+    for token, name in names.items():
+        for place, family in zip(places, families, strict=True):
+            if name in family:
+                place.add(token)
+    return places
 
 
 def pass_through(model, end: torch.Tensor) -> None:
@@ -151,15 +176,28 @@ def pass_through(model, end: torch.Tensor) -> None:
     attention.q.weight.zero_()
 
 
-def end_after_mark(model, mark: torch.Tensor, end: torch.Tensor) -> None:
-    """After a token with a share of `mark` the decoder says `end`: an eighth of its last feed-forward neurons see to that.
+def announce(model, steps: list[torch.Tensor], length: torch.Tensor) -> None:
+    """The decoder's first self-attention looks at the last token alone, takes it away and says what comes next.
 
-    Otherwise the first thing a picture would teach is to end: with a fast vision tower it does so at the first place, too,
-    and then looks alike for all pictures.
+    What is left is what the cross-attention adds, at every place of an identifier as at the first. Words are tied, so the
+    decoder would otherwise say again what it has just written; and the first thing that a picture teaches would be to end,
+    which a fast vision tower then does at the first place, too, alike for all pictures.
+
+    Args:
+        steps: unit vectors (d_model,): of the decoder's first token, of the tokens of each place, of the end.
+        length: of the identifiers' embeddings, on average.
     """
-    feed_forward = model.decoder.block[-1].layer[-1].DenseReluDense
-    neurons = max(1, model.config.d_ff // 8)  # enough that dropout never takes them all
-    for name in ("wi", "wi_0", "wi_1"):  # plain, or gated as in T5 1.1
-        if hasattr(feed_forward, name):
-            getattr(feed_forward, name).weight[:neurons] = mark
-    feed_forward.wo.weight[:, :neurons] = ENDING / neurons * end[:, None]
+    attention, width = model.decoder.block[0].layer[0].SelfAttention, model.config.d_model
+    change = -length * torch.eye(width)  # of the direction of a token's embedding
+    change += (length - width**0.5 / GAIN) * torch.outer(steps[0], steps[0])  # the first token's length is this
+    for step, following in zip(steps[:-1], steps[1:], strict=True):
+        share = 1 if step is steps[0] else width**0.5 / GAIN / length  # of this direction in its token's embedding
+        loudness = (ENDING if following is steps[-1] else NEXT) * width**0.5
+        change += loudness / share * torch.outer(following, step)
+    change /= width**0.5  # the length that the layer norm gives
+    rotation = torch.linalg.qr(torch.randn(width, width)).Q  # so that each head carries a part of every dimension
+    attention.v.weight.copy_(rotation)
+    attention.o.weight.copy_(change @ rotation.T)
+    attention.q.weight.zero_()
+    attention.relative_attention_bias.weight.zero_()
+    attention.relative_attention_bias.weight[0] = ATTENTION  # of the distance 0

@@ -172,8 +172,8 @@ def test_rq_is_a_code_a_level_and_always_a_suffix(caplog):
 
 
 def test_rq_codes_follow_the_size_of_the_gallery():
-    assert assign_identifiers("rq", NAMES, our_tokenizer(), vectors()).source["codes"] == 32
-    assert assign_identifiers("rq", NAMES[:10], our_tokenizer(), vectors(10)).source["codes"] == 4
+    assert assign_identifiers("rq", NAMES, our_tokenizer(), vectors()).source["codes"] == 64  # 2 * 26.5
+    assert assign_identifiers("rq", NAMES[:10], our_tokenizer(), vectors(10)).source["codes"] == 8  # 2 * 3.2
 
 
 @pytest.mark.parametrize("scheme", VECTOR_SCHEMES)
