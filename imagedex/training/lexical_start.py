@@ -28,10 +28,11 @@ from modeling.identifiers import Identifiers
 logger = logging.getLogger(__name__)
 
 RIDGE = 0.1
-GAIN = 10.0  # embeddings are so much shorter than T5's, and the decoder's last layer norm makes up for it: what dropout leaves of
-# a token that the decoder takes away again is then little beside what the sentence says
+# Embeddings are so much shorter than T5's, and the decoder's last layer norm makes up for it: what dropout leaves of a token
+# that the decoder takes away again is then little beside what the sentence says.
+GAIN = 10.0
 SHARPNESS = 2.0  # of the identifiers' vectors: with less, the words of a sentence are likelier than any identifier
-NEXT = 0.3  # length of what says which place comes next, where 1 is that of a word that was read: about that of a sentence
+NEXT = 0.3  # length of what says which place comes next, next to 1 of a word that was read: about that of a sentence
 ENDING = 4.0  # and of what says that it ends, which nothing must drown
 ATTENTION = 10.0  # in nats, of the decoder to the token that was written last
 
