@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +71,18 @@ def test_a_small_run_writes_its_table(tmp_path):
         grown[row["step"], int(row["batch_size"])] = float(row["peak_gib"]) - float(row["before_gib"])
     assert grown["plain", 512] > 2 * grown["plain", 128] > 0
     assert grown["gradient cache", 512] < 0.5 * grown["plain", 512]
+
+
+@pytest.mark.slow
+def test_new_pictures_are_unknown_to_the_training(tmp_path):
+    """One epoch of each model: what the models saw, and the table of both groups."""
+    command = [sys.executable, str(FOLDER / "new_pictures.py"), "--corpus", "shape_scenes", "--new", "60"]
+    command += ["--xmatching_epochs", "1", "--epochs", "1", "--work_dir", str(tmp_path)]
+    done = subprocess.run(command, check=True, timeout=1200, capture_output=True, text=True)
+    first, every = ({row["image"] for row in rows_of(tmp_path / name / "captions.txt")} for name in ("first", "all"))
+    assert first < every and len(every - first) == 60
+    assert {row["image"] for row in rows_of(tmp_path / "queries.csv")} == every
+    for source in ("pixels", "captions"):
+        assert f"| {source} | seen | {len(first)} |" in done.stdout and f"| {source} | new | 60 |" in done.stdout
+        known = json.loads((tmp_path / f"with_{source}/identifiers.json").read_text())
+        assert len(known["image_ids"]) == len(every)
