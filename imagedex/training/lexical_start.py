@@ -73,11 +73,11 @@ def start_from_texts(model, tokenizer, identifiers: Identifiers, texts: Sequence
     for token in sorted(known):
         embeddings[token] = SHARPNESS / GAIN * vectors.get(token, torch.zeros(config.d_model))
     for tokens, mark in zip(places, marks, strict=True):
-        embeddings[sorted(tokens)] += scale * mark
+        embeddings[sorted(tokens)] += scale * mark.to(embeddings.device)
     pass_through(model, end)
     model.decoder.final_layer_norm.weight.fill_(GAIN)
     if places:
-        length = embeddings[sorted(set().union(*places))].norm(dim=1).mean()
+        length = embeddings[sorted(set().union(*places))].norm(dim=1).mean().item()
         announce(model, [start, *marks, end], length)
     logger.info("starts as BM25 over the training texts, in %d dimensions", config.d_model)
 
@@ -177,7 +177,7 @@ def pass_through(model, end: torch.Tensor) -> None:
     attention.q.weight.zero_()
 
 
-def announce(model, steps: list[torch.Tensor], length: torch.Tensor) -> None:
+def announce(model, steps: list[torch.Tensor], length: float) -> None:
     """The decoder's first self-attention looks at the last token alone, takes it away and says what comes next.
 
     What is left is what the cross-attention adds, at every place of an identifier as at the first. Words are tied, so the
