@@ -4,7 +4,7 @@
     python benchmarks/new_pictures.py --corpus photos -- --dataset_name ../shared/photos-900 --text_model_name_or_path DIR
 
 The new pictures are chosen by hash. XMatchingModel, then CodebookT5 with rq identifiers made from its vectors, learn the
-others, three or more captions each; then all are the gallery and one more caption of each picture is asked. New pictures
+others, all captions but one each; then all are the gallery and one more caption of each picture is asked. New pictures
 get their codes from their pixels, or, for comparison, from their other captions. What follows `--` goes to the training of
 XMatchingModel; its --dataset_name is the corpus. The folder given as --work_dir keeps the two models.
 """
@@ -119,8 +119,11 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--work_dir", type=Path, default=Path("runs/new_pictures"))
     args, extra = parser.parse_args(argv[:split]), argv[split + 1 :]
-    name = extra[extra.index("--dataset_name") + 1] if "--dataset_name" in extra else args.corpus
-    extra = [part for part in extra if part not in ("--dataset_name", name)]
+    name = args.corpus
+    if "--dataset_name" in extra:
+        place = extra.index("--dataset_name")
+        _, name = extra[place : place + 2]
+        del extra[place : place + 2]
     work, recipes = args.work_dir, ROOT / "recipes" / RECIPES[args.corpus]
 
     write_corpora(work, name, args.new)

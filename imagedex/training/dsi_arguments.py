@@ -26,8 +26,8 @@ class T5Arguments:
     text_model_name_or_path: str | None = argument("Pretrained T5 to start from, a folder or a Hub id.")
     t5_config: str | None = argument("T5 from scratch: a mapping with model_type t5 (JSON on the command line).")
     t5_start: Literal["random", "lexical"] = argument(
-        "T5 from scratch: random weights, or a start that answers as BM25 over the trained texts does and learns from there "
-        "(num_heads * d_kv must be d_model).",
+        "T5 from scratch: random weights, or a start that answers as a search for the words of the trained texts does, somewhat "
+        "better than BM25, and learns from there (num_heads * d_kv must be d_model).",
         "random",
     )
     freeze_vision_tower: bool | None = argument("Leave the vision tower as it is.")
@@ -125,8 +125,8 @@ class DSITrainingArguments(RunArguments, Seq2SeqTrainingArguments):
     """What the generative models' training knows."""
 
     embedding_learning_rate: float | None = argument(
-        "Learning rate of the word embeddings, which a T5 from scratch starts at length sqrt(d_model): they need larger steps "
-        "than its layers. By default learning_rate."
+        "Learning rate of the word embeddings. A T5 with random weights starts them at length sqrt(d_model), so they need larger "
+        "steps than its layers. By default learning_rate."
     )
     num_beams: int = argument("Beams of the search, and the longest ranking.", 10)
     max_memorised_samples: int = argument(

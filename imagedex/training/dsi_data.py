@@ -53,6 +53,20 @@ class IndexedSplits(RetrievalSplits):
         trained = dict(zip(self.train["image_id"], self.train["captions"], strict=True))
         return [" ".join(trained.get(image_id, [])) for image_id in self.item_ids]
 
+    def known_pairs(self) -> list[tuple[str, str]]:
+        """Each trained sentence, with what else may be said of its item: a question with the document's text, a caption with
+        the other trained captions of its picture (left out where it is the only one)."""
+        if self.documents:
+            text = dict(zip(self.item_ids, self.gallery["text"], strict=True))
+            rows = zip(self.train["image_id"], self.train["captions"], strict=True)
+            return [(question, text[item]) for item, questions in rows for question in questions]
+        return [
+            (caption, " ".join(own[:place] + own[place + 1 :]))
+            for own in self.train["captions"]
+            if len(own) > 1
+            for place, caption in enumerate(own)
+        ]
+
     def training_texts(self) -> list[str]:
         """Everything that is trained on, to train a tokenizer with."""
         sentences = [sentence for own in self.train["captions"] for sentence in own]

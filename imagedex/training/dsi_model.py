@@ -214,8 +214,10 @@ def identify(
         identifiers = Assigner(wanted, rows, bool(model.model_name_or_path or model.vision_model_name_or_path))()
         resize_embeddings(rows.model, tokenizer, bool(model.model_name_or_path or t5.text_model_name_or_path))
         if t5.t5_start == "lexical":
-            texts = [rows.sentence_writer.cleaned(text) for text in rows.splits.item_texts()]
-            start_from_texts(rows.model, tokenizer, identifiers, texts, wanted.identifier_seed)
+            cleaned = rows.sentence_writer.cleaned
+            texts = [cleaned(text) for text in rows.splits.item_texts()]
+            pairs = [(cleaned(sentence), cleaned(rest)) for sentence, rest in rows.splits.known_pairs()]
+            start_from_texts(rows.model, tokenizer, identifiers, texts, pairs, wanted.identifier_seed)
     rows.label(identifiers)
     return identifiers
 

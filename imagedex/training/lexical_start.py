@@ -1,16 +1,16 @@
-"""A T5 from scratch that starts as BM25 over the trained captions, instead of knowing nothing.
+"""A T5 from scratch that starts as a word search over the trained captions, instead of knowing nothing.
 
 Three captions a picture are too few to learn from nothing which words matter: a T5 with random weights learns its captions
 by heart and finds less than BM25 does. But a T5 whose layers pass their input on, whose decoder attends to every word
-alike, and whose embeddings are factors of the words' BM25 weights,
+alike, and whose embeddings are factors of the words' weights (`lexical_weights.py`: BM25's, and what the trained captions
+say of BM25),
 
-    mean over the sentence of E[word]  .  I[identifier]   ~   BM25(sentence, item) / length,
+    mean over the sentence of E[word]  .  I[identifier]   ~   weights of its words for the item / length,
 
-answers as BM25 over its tokens does before the first step, as far as `d_model` dimensions hold it, and training goes on
-from there. BM25 has Lucene's idf here: of a word in most captions rank_bm25's floor makes too much. After an identifier the
-start says end-of-sequence, so that nothing is left to learn but what stands for what. Nothing enters but the run's own
-training texts. (The idea of starting residual branches at zero: Fixup, 1901.09321; of factors of word counts as embeddings:
-latent semantic analysis.)
+answers as that search does before the first step, as far as `d_model` dimensions hold it, and training goes on from there.
+After an identifier the start says end-of-sequence, so that nothing is left to learn but what stands for what. Nothing
+enters but the run's own training texts. (The idea of starting residual branches at zero: Fixup, 1901.09321; of factors of
+word counts as embeddings: latent semantic analysis.)
 """
 
 import logging
@@ -21,31 +21,37 @@ import torch
 from torch.nn import functional as F
 
 from imagedex.errors import UserError
-from imagedex.retrieval.baselines import BM25
-from imagedex.training.identifier_vectors import truncated_svd
+from imagedex.training.lexical_weights import lexical_factors
 from modeling.identifiers import Identifiers
 
 logger = logging.getLogger(__name__)
 
-RIDGE = 0.1
 # Embeddings are so much shorter than T5's, and the decoder's last layer norm makes up for it: what dropout leaves of a token
 # that the decoder takes away again is then little beside what the sentence says.
 GAIN = 10.0
-SHARPNESS = 2.0  # of the identifiers' vectors: with less, the words of a sentence are likelier than any identifier
-NEXT = 0.3  # length of what says which place comes next, next to 1 of a word that was read: about that of a sentence
-ENDING = 4.0  # and of what says that it ends, which nothing must drown
+SHARPNESS = 9.0  # of identifiers, per mean weight of a word: where left-out captions of photographs are likeliest
+NEXT = 1.0  # length of what says which place comes next, next to that of a sentence
+ENDING = 4.0  # and of what says that it ends, next to that of a word: nothing must drown it
 ATTENTION = 10.0  # in nats, of the decoder to the token that was written last
 
 
 @torch.no_grad()
-def start_from_texts(model, tokenizer, identifiers: Identifiers, texts: Sequence[str], seed: int = 0) -> None:
+def start_from_texts(
+    model,
+    tokenizer,
+    identifiers: Identifiers,
+    texts: Sequence[str],
+    pairs: Sequence[tuple[str, str]] = (),
+    seed: int = 0,
+) -> None:
     """Overwrites the T5's start.
 
     Args:
         model: any T5 of ours, its embeddings already grown to the identifiers' tokens.
         texts: of each item (rows of `identifiers`), its trained captions in one string; "" where there are none.
+        pairs: trained sentences, each with what else is said of its item.
 
-    Raises: `UserError` where the model's attention is not as wide as the model.
+    Raises: `UserError` where the model's attention is not as wide as the model, or there is no text.
     """
     config = model.config
     if config.num_heads * config.d_kv != config.d_model:
@@ -53,12 +59,22 @@ def start_from_texts(model, tokenizer, identifiers: Identifiers, texts: Sequence
             f"--t5_start lexical needs attention as wide as the model: num_heads * d_kv is "
             f"{config.num_heads * config.d_kv} and d_model is {config.d_model}"
         )
-    read = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+
+    def read(text):
+        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    documents, pairs = [read(text) for text in texts], [(read(sentence), read(rest)) for sentence, rest in pairs]
+    if not any(documents):
+        raise UserError("--t5_start lexical needs trained captions or documents to start from, and there are none")
     draw = torch.Generator().manual_seed(seed)
     places = places_of(identifiers)
     reserved = len(places) + 3
-    words, items, directions = placed(*lexical_factors(read, config.d_model - reserved, seed), reserved, draw)
+    spelling = {token: tokenizer.decode([token]).strip().lower() for own in documents for token in set(own)}
+    factors = lexical_factors(documents, pairs, spelling, config.d_model - reserved, seed)
+    words, items, directions = placed(*factors, reserved, draw)
     blank, start, *marks, end = directions
+    sentences = [torch.stack([words[token] for token in own]).mean(0) for own in documents if own]
+    usual = torch.stack(sentences).norm(dim=1).mean().item()
     embeddings = model.get_input_embeddings().weight  # (V, d_model)
     scale = config.d_model**0.5 / GAIN
     known = set(identifiers.new_tokens.values())
@@ -66,47 +82,22 @@ def start_from_texts(model, tokenizer, identifiers: Identifiers, texts: Sequence
         words.setdefault(token, F.normalize(torch.randn(config.d_model, generator=draw), dim=0))
     for token in range(len(tokenizer)):
         if token not in known:
-            embeddings[token] = scale * words.get(token, blank)
+            word = words.get(token, torch.zeros(config.d_model))
+            # T5 brings all words to one length, so a quiet one says blank beside what it says
+            embeddings[token] = scale * (word + (1 - word.square().sum()).clamp_min(0).sqrt() * blank)
     embeddings[tokenizer.pad_token_id] = scale * start  # the decoder's first token
     embeddings[tokenizer.eos_token_id] = scale * end
     vectors = token_vectors(identifiers, items)
     for token in sorted(known):
-        embeddings[token] = SHARPNESS / GAIN * vectors.get(token, torch.zeros(config.d_model))
+        embeddings[token] = SHARPNESS * usual / GAIN * vectors.get(token, torch.zeros(config.d_model))
     for tokens, mark in zip(places, marks, strict=True):
         embeddings[sorted(tokens)] += scale * mark.to(embeddings.device)
-    pass_through(model, end)
+    pass_through(model, torch.stack([blank, end]))
     model.decoder.final_layer_norm.weight.fill_(GAIN)
     if places:
         length = embeddings[sorted(set().union(*places))].norm(dim=1).mean().item()
-        announce(model, [start, *marks, end], length)
-    logger.info("starts as BM25 over the training texts, in %d dimensions", config.d_model)
-
-
-def lexical_factors(documents: Sequence[Sequence[int]], dimensions: int, seed: int = 0):
-    """Factors of the BM25 weights: (token -> (dimensions,) unit vector, (N, dimensions) vectors of the documents).
-
-    The words' are their left singular vectors, brought to length 1, since T5's layer norm would; the documents' are then the
-    best in the sense of (ridge) least squares. Exact, but for one common factor, where `dimensions` hold all words and there
-    are at least as many (independent) documents as words; otherwise the length that a word loses is partly lost with it.
-    """
-    postings = BM25(documents, epsilon=None).postings
-    tokens = sorted(postings)
-    places = [torch.from_numpy(postings[token][0]) for token in tokens]
-    lines = torch.cat([torch.full((len(rows),), line) for line, rows in enumerate(places)])
-    weights = torch.cat([torch.from_numpy(postings[token][1]) for token in tokens])
-    shape = len(tokens), len(documents)
-    matrix = torch.sparse_coo_tensor(
-        torch.stack([lines, torch.cat(places)]), weights, shape, check_invariants=True
-    ).coalesce()
-    left = truncated_svd(matrix, dimensions, seed)
-    values = left.norm(dim=0)
-    left = left[:, values > 1e-6 * values.max()]  # what is left of directions that the matrix does not have is noise
-    left = F.normalize(F.normalize(left, dim=0), dim=1)  # U, without the singular values; then rows of length 1
-    gram = left.T @ left + RIDGE * torch.eye(left.shape[1], dtype=left.dtype)
-    items = torch.linalg.solve(gram, (matrix.T @ left).T).T  # (N, rank)
-    empty = dimensions - left.shape[1]
-    left, items = F.pad(left, (0, empty)).float(), F.pad(items, (0, empty)).float()
-    return dict(zip(tokens, left, strict=True)), items
+        announce(model, [start, *marks, end], length, NEXT * usual)
+    logger.info("starts as a search over the words of the training texts, in %d dimensions", config.d_model)
 
 
 def placed(words: dict[int, torch.Tensor], items: torch.Tensor, reserved: int, draw: torch.Generator):
@@ -148,19 +139,22 @@ def places_of(identifiers: Identifiers) -> list[set[int]]:
     if sum(map(len, places)) > len(set().union(*places)):
         return []
     names = {token: text.rpartition("_")[0] for text, token in identifiers.new_tokens.items()}
-    families = [{names.get(token) for token in place} - {None} for place in places]
+    place_of = {names[token]: place for place in places for token in place if token in names}
     for token, name in names.items():
-        for place, family in zip(places, families, strict=True):
-            if name in family:
-                place.add(token)
+        place_of.get(name, set()).add(token)
     return places
 
 
-def pass_through(model, end: torch.Tensor) -> None:
+def pass_through(model, unsaid: torch.Tensor) -> None:
     """Every residual branch starts at zero, but for the first cross-attention: it adds the mean of what the encoder says.
 
     Its values are turned by one random rotation and back, so that each head carries a part of every dimension. It is deaf
-    to `end`, for every sentence that is read ends, too.
+    to `unsaid` (K, d_model), orthonormal: the blank part of words, and the end, which every sentence that is read has, too.
+
+    Its queries and keys and the encoder's are zero, so neither gets a gradient and they attend to every word alike, or by
+    its place, for good. Where queries may learn, a few hundred steps of any size are enough to look at the words by which
+    the trained captions, of which there are few, are best told apart; and captions that were left out are then found less
+    than before (benchmarks/README.md).
     """
     for stack in (model.encoder, model.decoder):
         for block in stack.block:
@@ -171,13 +165,15 @@ def pass_through(model, end: torch.Tensor) -> None:
                 if hasattr(layer, "DenseReluDense"):
                     layer.DenseReluDense.wo.weight.zero_()
     attention = model.decoder.block[0].layer[1].EncDecAttention
+    for even in (attention, *(block.layer[0].SelfAttention for block in model.encoder.block)):
+        even.q.weight.zero_()
+        even.k.weight.zero_()
     rotation = torch.linalg.qr(torch.randn(attention.v.weight.shape)).Q
-    attention.v.weight.copy_(rotation - torch.outer(rotation @ end, end))
+    attention.v.weight.copy_(rotation - rotation @ unsaid.T @ unsaid)
     attention.o.weight.copy_(rotation.T)
-    attention.q.weight.zero_()
 
 
-def announce(model, steps: list[torch.Tensor], length: float) -> None:
+def announce(model, steps: list[torch.Tensor], length: float, loudness: float) -> None:
     """The decoder's first self-attention looks at the last token alone, takes it away and says what comes next.
 
     What is left is what the cross-attention adds, at every place of an identifier as at the first. Words are tied, so the
@@ -187,14 +183,15 @@ def announce(model, steps: list[torch.Tensor], length: float) -> None:
     Args:
         steps: unit vectors (d_model,): of the decoder's first token, of the tokens of each place, of the end.
         length: of the identifiers' embeddings, on average.
+        loudness: of the next place, next to a word's length; the end has its own.
     """
     attention, width = model.decoder.block[0].layer[0].SelfAttention, model.config.d_model
     change = -length * torch.eye(width)  # of the direction of a token's embedding
     change += (length - width**0.5 / GAIN) * torch.outer(steps[0], steps[0])  # the first token's length is this
     for step, following in zip(steps[:-1], steps[1:], strict=True):
         share = 1 if step is steps[0] else width**0.5 / GAIN / length  # of this direction in its token's embedding
-        loudness = (ENDING if following is steps[-1] else NEXT) * width**0.5
-        change += loudness / share * torch.outer(following, step)
+        loud = ENDING if following is steps[-1] else loudness
+        change += loud * width**0.5 / share * torch.outer(following, step)
     change /= width**0.5  # the length that the layer norm gives
     rotation = torch.linalg.qr(torch.randn(width, width)).Q  # so that each head carries a part of every dimension
     attention.v.weight.copy_(rotation)

@@ -13,6 +13,7 @@ from imagedex.training.caption_augmentation import CaptionAugmentationArguments
 from imagedex.training.dsi_arguments import TextArguments
 from imagedex.training.dsi_data import (
     DSICollator,
+    IndexedSplits,
     Items,
     ItemsFromIdentifiers,
     Mixture,
@@ -177,6 +178,17 @@ def test_pictures_that_are_evaluated_alone_are_indexed_with_the_trained_ones(fli
     assert not any(texts[image_id] for image_id in splits.evaluation["image_id"]), (
         "held-out captions are not for vectors"
     )
+
+
+def test_each_trained_caption_is_known_with_the_others_of_its_picture():
+    gallery = Dataset.from_dict({"image_id": ["a", "b", "c", "d"]})
+    train = Dataset.from_dict({"image_id": ["c", "a"], "captions": [["one", "two", "three"], ["alone"]]})
+    splits = IndexedSplits(train, gallery, None)
+    assert splits.known_pairs() == [("one", "two three"), ("two", "one three"), ("three", "one two")]
+    gallery, train = gallery.add_column("text", ["A", "B", "C", "D"]), train.add_column("text", ["C", "A"])
+    assert IndexedSplits(train, gallery, None, documents=True).known_pairs() == [
+        ("one", "C"), ("two", "C"), ("three", "C"), ("alone", "A"),
+    ]  # fmt: skip
 
 
 def test_pseudo_queries_are_for_documents(flickr_folder):

@@ -1,8 +1,7 @@
-"""A T5 that starts as BM25: its order before the first step against one by hand, and what is left to learn."""
+"""A T5 that starts as a search for words: its order before the first step against one by hand, and what is left to learn."""
 
 import csv
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from transformers import T5Config, T5ForConditionalGeneration
+from weights_by_hand import weights_by_hand
 
 import run_dsi
 from imagedex.errors import UserError
@@ -17,7 +17,7 @@ from imagedex.retrieval.identifier_schemes import assign_identifiers
 from imagedex.training.arguments import ModelArguments
 from imagedex.training.dsi_arguments import T5Arguments
 from imagedex.training.dsi_model import check_model
-from imagedex.training.lexical_start import lexical_factors, places_of, start_from_texts, token_vectors
+from imagedex.training.lexical_start import places_of, start_from_texts, token_vectors
 from imagedex.training.tokenizer import train_tokenizer
 from modeling.identifiers import Identifiers
 from modeling.modeling_codebook_t5 import CodebookT5
@@ -56,18 +56,9 @@ def start(texts, kind="t5", scheme="atomic", **sizes):
     return model.eval(), tokenizer, identifiers
 
 
-def bm25_by_hand(documents, query):
-    """(N,) by the formula, with Lucene's idf, k1 1.5 and b 0.75."""
-    mean_length = sum(map(len, documents)) / len(documents)
-    scores = []
-    for document in documents:
-        score = 0.0
-        for word in query:
-            having, times = sum(word in other for other in documents), document.count(word)
-            idf = math.log(1 + (len(documents) - having + 0.5) / (having + 0.5))
-            score += idf * times * 2.5 / (times + 1.5 * (0.25 + 0.75 * len(document) / mean_length))
-        scores.append(score)
-    return np.array(scores)
+def written(pieces, tokenizer):
+    """piece -> how it is written."""
+    return {piece: tokenizer.decode([piece]).strip().lower() for own in pieces for piece in own}
 
 
 def first_token_log_probs(model, tokenizer, identifiers, sentences):
@@ -80,13 +71,15 @@ def first_token_log_probs(model, tokenizer, identifiers, sentences):
 
 
 @pytest.mark.parametrize("kind", ["t5", "codebook_t5", "vision_grounded_t5"])
-def test_the_order_is_that_of_bm25(kind):
+def test_the_order_is_that_of_the_words_weights(kind):
     texts = corpus()
     model, tokenizer, identifiers = start(texts, kind)
     pieces = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    weights = weights_by_hand(pieces, [], written(pieces, tokenizer))
     assert len({piece for own in pieces for piece in own}) < min(len(texts), WIDTH["d_model"]), "the factors fit"
     sentences = ["otter", "the heron hunts a salmon", "the the the lynx sleeps", "meadow river", "falcon badger a a"]
-    expected = np.stack([bm25_by_hand(pieces, tokenizer(s, add_special_tokens=False)["input_ids"]) for s in sentences])
+    asked = [tokenizer(sentence, add_special_tokens=False)["input_ids"] for sentence in sentences]
+    expected = np.stack([np.sum([weights[piece] for piece in own], axis=0) for own in asked])
     # pieces that no text has, as a prompt's here, say nothing
     for asked in (sentences, [PROMPT + sentence for sentence in sentences]):
         found = first_token_log_probs(model, tokenizer, identifiers, asked)
@@ -95,22 +88,6 @@ def test_the_order_is_that_of_bm25(kind):
             assert apart.sum() > 100, "the sentence tells many of the 780 pairs apart"
             assert (row[:, None] - row[None])[apart].min() > 0
             assert np.corrcoef(row, right)[0, 1] > 0.9999
-
-
-def test_factors_that_fit_give_the_weights_themselves():
-    """word . item is the BM25 weight of the word in the item, but for one common factor (the ridge's)."""
-    draw = np.random.default_rng(5)
-    documents = [["the", *draw.choice(WORDS[:8], draw.integers(1, 5)).tolist()] for _ in range(30)]
-    words, items = lexical_factors(documents, 12)
-    assert sorted(words) == sorted({"the", *WORDS[:8]})
-    ratios = []
-    for word, vector in words.items():
-        assert vector.norm().item() == pytest.approx(1, abs=1e-5)
-        weights = bm25_by_hand(documents, [word])
-        found = (items @ vector).numpy()
-        np.testing.assert_allclose(found[weights == 0], 0, atol=1e-4)
-        ratios += (found / np.where(weights, weights, 1))[weights != 0].tolist()
-    assert max(ratios) == pytest.approx(min(ratios), rel=1e-3)
 
 
 def test_too_few_dimensions_still_find_the_item_of_its_own_words():
@@ -184,7 +161,7 @@ def test_every_code_is_chosen_as_if_it_were_the_first():
     with torch.no_grad():
         says = model(**batch, decoder_input_ids=written).logits[:, 1, tokens].log_softmax(-1)
     spread, change = (says[0].max() - says[0].min()).item(), (says - says[:1]).abs().max().item()
-    assert spread > 0.5 and change < 0.01 * spread
+    assert spread > 0.5 and change < 0.05 * spread
 
 
 def test_digits_that_no_text_has_differ():
@@ -206,17 +183,28 @@ def test_places_are_known_where_tokens_keep_to_them():
 
 
 def test_training_goes_on_from_there():
-    """Every branch that starts at zero gets a gradient, so none stays as it is."""
+    """Every branch that starts at zero gets a gradient, so none stays as it is; the attention to words stays even."""
     model, tokenizer, identifiers = start(corpus())
     batch = tokenizer(["the otter hunts", "a heron"], padding=True, return_tensors="pt")
     labels = torch.tensor([identifiers.labels("0.jpg"), identifiers.labels("1.jpg")])
     model(**batch, labels=labels).loss.backward()
-    # of several decoder layers, the first alone has a query of zeros beside an attention that says something
-    silent = [n for n, weight in model.named_parameters() if not weight.detach().any() and not n.endswith(".q.weight")]
+    even = [f"decoder.block.0.layer.1.EncDecAttention.{name}.weight" for name in "qk"]
+    even += [f"encoder.block.{block}.layer.0.SelfAttention.{name}.weight" for block in (0, 1) for name in "qk"]
+    last_token_alone = "decoder.block.0.layer.0.SelfAttention.q.weight"  # by its place
+    silent = [
+        n for n, weight in model.named_parameters() if not weight.detach().any() and n not in (*even, last_token_alone)
+    ]
     assert any("DenseReluDense.wo" in name for name in silent) and any("SelfAttention.o" in name for name in silent)
     for name, weight in model.named_parameters():
         if name in silent:
             assert weight.grad is not None and weight.grad.any(), name
+        if name in even:
+            assert not weight.grad.any(), name
+
+
+def test_no_text_is_refused():
+    with pytest.raises(UserError, match="needs trained captions or documents to start from"):
+        start(["", ""])
 
 
 @pytest.mark.parametrize("sizes", [{"d_kv": 4}, {"num_heads": 8}], ids=["narrower", "wider"])
@@ -257,15 +245,29 @@ def test_run_dsi_starts_so_and_refuses_in_one_line(flickr_folder, tmp_path, monk
     asked = [tuple(row.values()) for row in csv.DictReader((tmp_path / "out" / "eval_queries.csv").open())]
     kept = {}
     for row in csv.DictReader((Path(flickr_folder) / "captions.txt").open()):
-        words = [] if (row["caption"], row["image"]) in asked else row["caption"].split()
-        kept.setdefault(row["image"], []).extend(words)
-    ranks = []
-    for caption, image in asked:
-        scores = bm25_by_hand(list(kept.values()), caption.split())
-        ranks.append((scores >= scores[list(kept).index(image)] - 1e-9).sum())
-    # every other picture has a trained caption of the same pattern, so the right ones come late: by chance it were 0.26
-    assert (expected := np.mean(1 / np.array(ranks))) < 0.2
-    assert started["eval_mrr"] == pytest.approx(expected, abs=0.03)
+        own = kept.setdefault(row["image"], [])
+        if (row["caption"], row["image"]) not in asked:
+            own.append(row["caption"].split())  # words so often used are pieces of their own
+    documents = [sum(own, []) for own in kept.values()]
+    pairs = [
+        (own[i], sum(own[:i] + own[i + 1 :], [])) for own in kept.values() if len(own) > 1 for i in range(len(own))
+    ]
+    assert pairs
+    spelling = {word: word.lower() for own in documents for word in own}
+
+    def ranks(known):
+        """(best, worst) of each query: pictures that score the same may come in any order."""
+        weights = weights_by_hand(documents, known, spelling)
+        for caption, image in asked:
+            scores = np.sum([weights[word] for word in caption.split() if word in weights], axis=0)
+            right = scores[list(kept).index(image)]
+            yield (scores > right + 1e-9).sum() + 1, (scores > right - 1e-9).sum()
+
+    # Every other picture has a trained caption of the same pattern, so by idf the right ones come late. But a pattern never
+    # comes again in what else is said of a picture, and colours do: only which is left and which is right is not known.
+    assert np.mean([1 / best for best, _ in ranks([])]) < 0.2
+    assert max(worst for _, worst in ranks(pairs)) == 2
+    assert started["eval_mrr"] >= 0.5 and started["eval_hits@5"] == 1
 
 
 def test_it_does_not_depend_on_what_the_model_was():
