@@ -69,7 +69,8 @@ def start_from_texts(
     draw = torch.Generator().manual_seed(seed)
     places = places_of(identifiers)
     reserved = len(places) + 3
-    spelling = {token: tokenizer.decode([token]).strip().lower() for own in documents for token in set(own)}
+    tokens = {token for text in (*documents, *(sentence for sentence, _ in pairs)) for token in text}
+    spelling = {token: tokenizer.decode([token]).strip().lower() for token in sorted(tokens)}
     factors = lexical_factors(documents, pairs, spelling, config.d_model - reserved, seed)
     words, items, directions = placed(*factors, reserved, draw)
     blank, start, *marks, end = directions

@@ -38,9 +38,9 @@ def corpus(items=40, seed=3):
     return [*texts, ""]
 
 
-def start(texts, kind="t5", scheme="atomic", **sizes):
+def start(texts, kind="t5", scheme="atomic", pairs=(), **sizes):
     """(model, tokenizer, identifiers) at the start."""
-    tokenizer = train_tokenizer([*texts, PROMPT], 300)
+    tokenizer = train_tokenizer([*texts, *(sentence for sentence, _ in pairs), PROMPT], 300)
     vectors = None if scheme == "atomic" else np.random.default_rng(0).normal(size=(len(texts), 4))
     words = len(tokenizer)
     identifiers = assign_identifiers(scheme, [f"{row}.jpg" for row in range(len(texts))], tokenizer, vectors, codes=4)
@@ -52,7 +52,7 @@ def start(texts, kind="t5", scheme="atomic", **sizes):
         model_class = {"codebook_t5": CodebookT5, "vision_grounded_t5": VisionGroundedT5}[kind]
         model = model_class.from_t5_vision_pretrained(t5_config=fields, vision_config=VIT)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    start_from_texts(model, tokenizer, identifiers, texts)
+    start_from_texts(model, tokenizer, identifiers, texts, pairs)
     return model.eval(), tokenizer, identifiers
 
 
@@ -88,6 +88,19 @@ def test_the_order_is_that_of_the_words_weights(kind):
             assert apart.sum() > 100, "the sentence tells many of the 780 pairs apart"
             assert (row[:, None] - row[None])[apart].min() > 0
             assert np.corrcoef(row, right)[0, 1] > 0.9999
+
+
+def test_questions_may_have_words_that_no_document_has():
+    texts = corpus()
+    pairs = [(f"who saw {' '.join(text.split()[:2])}", text) for text in texts[:20]]
+    model, tokenizer, identifiers = start(texts, pairs=pairs)
+    pieces = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    known = [tuple(tokenizer(text, add_special_tokens=False)["input_ids"] for text in pair) for pair in pairs]
+    weights = weights_by_hand(pieces, known, written([*pieces, *(sentence for sentence, _ in known)], tokenizer))
+    sentence = "who saw the heron"
+    right = np.sum([weights[piece] for piece in tokenizer(sentence, add_special_tokens=False)["input_ids"]], axis=0)
+    found = first_token_log_probs(model, tokenizer, identifiers, [sentence])[0]
+    assert np.corrcoef(found, right)[0, 1] > 0.9999
 
 
 def test_too_few_dimensions_still_find_the_item_of_its_own_words():
