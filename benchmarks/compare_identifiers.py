@@ -53,7 +53,7 @@ def main():
     split = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=10, help="a third of the recipe's")
+    parser.add_argument("--epochs", type=int, default=10, help="a quarter of the recipe's")
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=SCHEMES)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each run")
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from weights_by_hand import weights_by_hand
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")
@@ -59,6 +61,25 @@ def test_the_model_is_the_one_described():
     spec.loader.exec_module(module)
     millions = sum(parameter.numel() for parameter in module.build_model().parameters()) / 1e6
     assert f"{millions:.1f} million parameters" in module.__doc__
+
+
+def test_the_weighted_search_adds_the_weights_of_its_words():
+    spec = importlib.util.spec_from_file_location("word_search", FOLDER / "word_search.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    texts = ["red dog runs red dogs", "a boat", "the dog sleeps", ""]
+    pairs = [("red dog", "dogs"), ("Runs red", "red dog dogs"), ("a boat", "boats")]
+    documents = [text.split() for text in texts]
+    known = [(sentence.lower().split(), rest.split()) for sentence, rest in pairs]
+    spelling = {word: word for text in (*documents, *(sentence for sentence, _ in known)) for word in text}
+    weights = weights_by_hand(documents, known, spelling)
+    found = module.weighted_scores(texts, pairs, ["The dogs, unheard of", "dog dog boat", "nothing"])
+    right = [
+        np.add(weights["the"], weights["dogs"]),
+        np.add(2 * np.array(weights["dog"]), weights["boat"]),
+        np.zeros(4),
+    ]
+    np.testing.assert_allclose(found, right, atol=1e-5)
 
 
 @pytest.mark.slow
