@@ -280,7 +280,9 @@ def test_run_dsi_starts_so_and_refuses_in_one_line(flickr_folder, tmp_path, monk
     # comes again in what else is said of a picture, and colours do: only which is left and which is right is not known.
     assert np.mean([1 / best for best, _ in ranks([])]) < 0.2
     assert max(worst for _, worst in ranks(pairs)) == 2
-    assert started["eval_mrr"] >= 0.5 and started["eval_hits@5"] == 1
+    latest, earliest = (np.mean([1 / pair[place] for pair in ranks(pairs)]) for place in (1, 0))
+    assert latest - 0.03 <= started["eval_mrr"] <= earliest + 0.03
+    assert started["eval_hits@5"] == 1
 
 
 def test_it_does_not_depend_on_what_the_model_was():
