@@ -27,19 +27,19 @@ from pathlib import Path
 
 import transformers
 
-import imagedex.cli as cli
+from imagedex import command_line, files
+from imagedex.checkpoints import choose_device
 from imagedex.errors import UserError
+from imagedex.evaluation.rankings import Ranking, check_names, rankings_path, write_rankings
+from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
 from imagedex.retrieval import comparison
 from imagedex.retrieval.arguments import GenerativeArguments, RetrievalArguments
 from imagedex.retrieval.contact_sheet import Thumbnails, build_sheet, write_sheet_image
 from imagedex.retrieval.contact_sheet_html import write_sheet_page
 from imagedex.retrieval.gallery import read_gallery
-from imagedex.retrieval.loading import choose_device
 from imagedex.retrieval.opening import Opened, Opener, check_kinds
 from imagedex.retrieval.queries import Queries, check_targets, read_queries
-from imagedex.retrieval.rankings import Ranking, check_names, rankings_path, write_rankings
 from imagedex.retrieval.retriever import Retriever
-from metrics.hits_at_k.hits_at_k import summarize_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ MAY_DIFFER = {"output_dir", "device", "batch_size", "num_workers"}
 
 
 def main(argv=None):
-    args, generative = cli.parse_arguments((RetrievalArguments, GenerativeArguments), __doc__, argv)
+    args, generative = command_line.parse_arguments((RetrievalArguments, GenerativeArguments), __doc__, argv)
     logging.basicConfig(format="%(levelname).1s %(message)s", level=logging.WARNING, force=True)
     for name in ("imagedex", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO)
@@ -59,7 +59,7 @@ def main(argv=None):
 
     # everything that can be wrong is found before anything is written
     arguments = recorded(args, generative)
-    output_dir = cli.check_output_dir(args.output_dir, arguments, RECORD)
+    output_dir = files.check_output_dir(args.output_dir, arguments, RECORD)
     check_apart(output_dir, args)
     device = choose_device(args.device)
     check_kinds(args.model_name_or_path, generative)  # before the gallery, which may take long to read
@@ -127,7 +127,7 @@ def check_apart(output_dir: Path, args: RetrievalArguments) -> None:
 
 def begin(output_dir: Path, arguments: dict) -> None:
     try:
-        cli.write_atomically(output_dir / RECORD, json.dumps(arguments, indent=2, sort_keys=True) + "\n")
+        files.write_atomically(output_dir / RECORD, json.dumps(arguments, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from error
 
@@ -164,7 +164,7 @@ def write_metrics(metrics: dict, retriever: Retriever, num_queries: int, path: P
     """Writes the figures, and what is added to them, and prints them."""
     size = len(retriever.image_ids)
     record = metrics | {"gallery_size": size, "queries": num_queries, "model": retriever.name} | (added or {})
-    cli.write_atomically(path, json.dumps(without_infinity(record), indent=2) + "\n")
+    files.write_atomically(path, json.dumps(without_infinity(record), indent=2) + "\n")
     shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
     print(f"{retriever.name}: {shown}  ({num_queries} queries, gallery of {size} pictures)")
     return path
@@ -182,7 +182,7 @@ def compare(answers: list[Answer], args: RetrievalArguments, queries: Queries, g
         part: {name: without_infinity(row) for name, row in some.items()}
         for part, some in (("models", rows), ("references", references))
     }
-    cli.write_atomically(output_dir / COMPARISON, json.dumps(record, indent=2) + "\n")
+    files.write_atomically(output_dir / COMPARISON, json.dumps(record, indent=2) + "\n")
     return output_dir / COMPARISON
 
 
@@ -201,4 +201,4 @@ def write_sheets(answers: list[Answer], gallery, num_shown: int, folder: Path) -
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

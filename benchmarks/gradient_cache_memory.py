@@ -27,8 +27,8 @@ COLUMNS = ("step", "batch_size", "chunk_size", "peak_gib", "before_gib", "second
 
 
 def build_model():
-    from configuration.configuration_xmatching import XMatchingConfig
-    from modeling.modeling_xmatching import XMatchingModel
+    from imagedex.configuration.configuration_xmatching import XMatchingConfig
+    from imagedex.modeling.modeling_xmatching import XMatchingModel
 
     sizes = {
         "hidden_size": WIDTH,
@@ -58,7 +58,7 @@ def measure(batch_size: int, chunk_size: int | None) -> dict:
     """One step in this very process; nothing else may run in it before."""
     import torch
 
-    from imagedex.training.gradient_cache import cached_step
+    from imagedex.training.dual_encoder.gradient_cache import cached_step
 
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"

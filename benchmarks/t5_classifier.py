@@ -17,10 +17,11 @@ from transformers import T5Config, T5EncoderModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from imagedex.training.arguments import CorpusArguments  # noqa: E402
-from imagedex.training.data import gallery_rows, load_splits, training_captions  # noqa: E402
+from imagedex.corpora.arguments import CorpusArguments  # noqa: E402
+from imagedex.corpora.load import load_splits  # noqa: E402
+from imagedex.corpora.splits import gallery_rows, training_captions  # noqa: E402
+from imagedex.metrics.hits_at_k.hits_at_k import rank_from_scores, summarize_ranks  # noqa: E402
 from imagedex.training.tokenizer import train_tokenizer  # noqa: E402
-from metrics.hits_at_k.hits_at_k import rank_from_scores, summarize_ranks  # noqa: E402
 
 
 class Classifier(torch.nn.Module):

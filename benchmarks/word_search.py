@@ -15,13 +15,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from imagedex.retrieval.baselines import BM25, words  # noqa: E402
-from imagedex.training.arguments import CorpusArguments  # noqa: E402
-from imagedex.training.data import gallery_rows  # noqa: E402
-from imagedex.training.dsi_arguments import TextArguments  # noqa: E402
-from imagedex.training.dsi_data import load_indexed_splits  # noqa: E402
-from imagedex.training.lexical_weights import lexical_factors  # noqa: E402
-from metrics.hits_at_k.hits_at_k import rank_from_scores, summarize_ranks  # noqa: E402
+from imagedex.corpora.arguments import CorpusArguments  # noqa: E402
+from imagedex.corpora.indexed import load_indexed_splits  # noqa: E402
+from imagedex.corpora.splits import gallery_rows  # noqa: E402
+from imagedex.evaluation.baselines import BM25, words  # noqa: E402
+from imagedex.metrics.hits_at_k.hits_at_k import rank_from_scores, summarize_ranks  # noqa: E402
+from imagedex.training.generative.starts.lexical_weights import lexical_factors  # noqa: E402
 
 FIGURES = ("hits@1", "hits@5", "hits@10", "mrr")
 
@@ -49,7 +48,7 @@ def main():
         raise SystemExit("error: the stemmer is missing; pip install snowballstemmer") from None
     stem = snowballstemmer.stemmer("english").stemWords
 
-    splits = load_indexed_splits(CorpusArguments(**vars(args)), TextArguments())
+    splits = load_indexed_splits(CorpusArguments(**vars(args)))
     rows = zip(splits.evaluation["image_id"], splits.evaluation["captions"], strict=True)
     asked = [(caption, image_id) for image_id, captions in rows for caption in captions]
     queries, targets = [caption for caption, _ in asked], gallery_rows(splits.gallery, [name for _, name in asked])

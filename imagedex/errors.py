@@ -5,7 +5,7 @@ class UserError(Exception):
     """A mistake in what was asked: one line that says what is wrong and what to do.
 
     Scripts print it as ``error: ...`` on standard error and exit with status 2, without a traceback
-    (see :func:`imagedex.cli.run`). Everything else that is raised is a defect and keeps its traceback.
+    (see :func:`imagedex.command_line.run`). Everything else that is raised is a defect and keeps its traceback.
     """
 
 

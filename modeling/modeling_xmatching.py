@@ -238,6 +238,8 @@ class XMatchingModel(PreTrainedModel):
         image_ids=None,
         text_states=None,
         image_states=None,
+        pixel_attention_mask=None,
+        spatial_shapes=None,
         return_loss=None,
         return_dict=None,
         **kwargs,
@@ -246,6 +248,7 @@ class XMatchingModel(PreTrainedModel):
         Args:
             input_ids, attention_mask (B, T): captions.
             pixel_values (B, 3, height, width): row i is the picture of caption i.
+            pixel_attention_mask, spatial_shapes: what else the processor of a tower that sees patches gives (SigLIP 2).
             image_ids (B,) int64: equal for rows that show the same picture.
             text_states, image_states (B, ...): what `pool_text` and `pool_image` gave before, instead of captions and
                 pictures; with a frozen tower they need computing only once.
@@ -261,7 +264,10 @@ class XMatchingModel(PreTrainedModel):
         if image_states is not None:
             vision = embedding(self.vision_head(image_states))
         elif pixel_values is not None:
-            vision = self.get_image_features(pixel_values, **kwargs)
+            patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+            vision = self.get_image_features(
+                pixel_values, **{name: value for name, value in patches.items() if value is not None}, **kwargs
+            )
         if text is not None and vision is not None:
             logits = self.scale() * text.pooler_output @ vision.pooler_output.T  # (text batch, image batch)
             logits = logits if self.logit_bias is None else logits + self.logit_bias

@@ -10,8 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, T5Config, T5ForConditiona
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.utils.generic import can_return_tuple
 
-from .constrained_decoding import rank_identifiers
-from .identifiers import Identifiers
+from .retrieving import RetrieveMixin
 from .towers import as_sequence, build_tower, load_tower, prefix_tokens, tower_width
 
 PICTURE_INPUTS = ("pixel_values", "image_states")
@@ -29,7 +28,7 @@ def padded_rows(*tensors: torch.Tensor | None, value: float = 0) -> torch.Tensor
     return torch.cat(padded)
 
 
-class PictureT5(T5ForConditionalGeneration):
+class PictureT5(RetrieveMixin, T5ForConditionalGeneration):
     """A T5 with a vision tower. Weights are named as T5's, so a T5 checkpoint loads into it; `vision_model.` comes on top.
 
     A subclass says how picture rows are encoded (`encode`) and ends its `__init__` with `finish_init()`.
@@ -136,7 +135,6 @@ class PictureT5(T5ForConditionalGeneration):
         encoder_outputs=None,
         decoder_input_ids=None,
         decoder_attention_mask=None,
-        past_key_values=None,
         inputs_embeds=None,
         decoder_inputs_embeds=None,
         labels=None,
@@ -167,7 +165,6 @@ class PictureT5(T5ForConditionalGeneration):
             encoder_outputs=encoder_outputs,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
-            past_key_values=past_key_values,
             decoder_inputs_embeds=decoder_inputs_embeds,
             labels=labels,
             use_cache=use_cache,
@@ -200,25 +197,6 @@ class PictureT5(T5ForConditionalGeneration):
             kwargs["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoded.last_hidden_state)
             inputs = None
         return super().generate(inputs, *args, **kwargs)
-
-    def load_identifiers(self, name_or_path=None, **hub_kwargs) -> Identifiers:
-        """The gallery's identifiers, from the folder or the Hub repository the model itself came from unless told otherwise."""
-        return Identifiers.from_pretrained(name_or_path or self.config.name_or_path, **hub_kwargs)
-
-    def retrieve(
-        self, identifiers: Identifiers, num_beams: int = 10, k: int | None = None, **inputs
-    ) -> list[list[tuple[str, float]]]:
-        """The best pictures for every row of `inputs` (as `encode` takes them): (image_id, score) pairs, best first.
-
-        The score is the identifier's log-probability in nats; see `rank_identifiers`. Fewer pairs where fewer were found.
-        """
-        ranked = zip(
-            *(part.tolist() for part in rank_identifiers(self, identifiers, inputs, num_beams, k)), strict=True
-        )
-        return [
-            [(identifiers.image_ids[row], score) for score, row in zip(*query, strict=True) if row >= 0]
-            for query in ranked
-        ]
 
     def save_pretrained(self, *args, **kwargs):
         """As transformers'; AutoModel finds the class too (`register_for_auto_class` takes one Auto class only)."""

@@ -11,6 +11,16 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_models import (  # noqa: F401  fixtures
+    gallery_ids,
+    logging_put_back,
+    own_datasets_cache,
+    picture_folder,
+    save_generative,
+    tiny_clip,
+    tiny_siglip,
+    tiny_xmatching,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220), "yellow": (240, 220, 50)}

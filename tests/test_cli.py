@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from imagedex import cli
+from imagedex import command_line, files
 from imagedex.errors import UserError
 
 
@@ -21,7 +21,7 @@ class Arguments:
 
 
 def parse(*argv):
-    return cli.parse_arguments((Arguments,), "a script", list(map(str, argv)))[0]
+    return command_line.parse_arguments((Arguments,), "a script", list(map(str, argv)))[0]
 
 
 @pytest.fixture
@@ -71,33 +71,33 @@ def test_run_turns_a_user_error_into_one_line_and_status_2(capsys):
         raise UserError("this is wrong; do that")
 
     with pytest.raises(SystemExit) as stopped:
-        cli.run(main)
+        command_line.run(main)
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "error: this is wrong; do that\n"
 
 
 def test_run_keeps_the_traceback_of_a_defect():
     with pytest.raises(ZeroDivisionError):
-        cli.run(lambda: 1 / 0)
+        command_line.run(lambda: 1 / 0)
 
 
 def test_write_atomically_leaves_the_old_file_when_it_fails(tmp_path):
     path = tmp_path / "deep" / "file.txt"
-    cli.write_atomically(path, "first")
+    files.write_atomically(path, "first")
     with pytest.raises(UnicodeEncodeError):
-        cli.write_atomically(path, "\ud800")
+        files.write_atomically(path, "\ud800")
     assert path.read_text() == "first"
     assert os.listdir(path.parent) == ["file.txt"]
 
 
 def test_output_dir_same_arguments_go_on_others_are_refused(tmp_path):
     folder, record = tmp_path / "run", "run_arguments.json"
-    assert cli.check_output_dir(folder, {"a": 1}, record) == folder and not folder.exists()
-    cli.write_atomically(folder / record, '{"a": 1, "b": [1, 2]}')
-    assert cli.check_output_dir(folder, {"a": 1, "b": (1, 2)}, record) == folder
+    assert files.check_output_dir(folder, {"a": 1}, record) == folder and not folder.exists()
+    files.write_atomically(folder / record, '{"a": 1, "b": [1, 2]}')
+    assert files.check_output_dir(folder, {"a": 1, "b": (1, 2)}, record) == folder
     with pytest.raises(UserError, match=r"other arguments: a \(1 then, 2 now\)"):
-        cli.check_output_dir(folder, {"a": 2, "b": [1, 2]}, record)
+        files.check_output_dir(folder, {"a": 2, "b": [1, 2]}, record)
     with pytest.raises(UserError, match="not empty and not a run"):
-        cli.check_output_dir(folder, {"a": 1}, "other_record.json")
+        files.check_output_dir(folder, {"a": 1}, "other_record.json")
     with pytest.raises(UserError, match="is a file"):
-        cli.check_output_dir(folder / record, {}, record)
+        files.check_output_dir(folder / record, {}, record)

@@ -17,9 +17,9 @@ from PIL import Image as Pillow
 from safetensors.torch import load as load_safetensors
 from transformers import BertConfig, BertModel
 
+from imagedex.modeling.modeling_xmatching import XMatchingModel
+from imagedex.modeling.processing_retrieval import RetrievalProcessor
 from imagedex.training.tokenizer import train_tokenizer
-from modeling.modeling_xmatching import XMatchingModel
-from modeling.processing_xmatching import XMatchingProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT_CONFIG = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -27,7 +27,7 @@ VISION_CONFIG = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8
 SENTENCES = ["red on the left and blue on the right", "a green half next to a yellow half"]
 MODEL_FILES = {
     "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json", "README.md",
-    "configuration_xmatching.py", "modeling_xmatching.py", "processing_xmatching.py", "losses.py", "gathering.py", "towers.py",
+    "configuration_xmatching.py", "modeling_xmatching.py", "processing_retrieval.py", "picture_reading.py", "losses.py", "gathering.py", "towers.py",
 }  # fmt: skip
 
 ELSEWHERE = """
@@ -45,12 +45,12 @@ print(json.dumps({"model_type": config.model_type, "text": text.tolist(), "image
 MISTAKES = """
 import contextlib, io, json, sys
 import run_retrieval, run_xmatching
-from imagedex import cli
+from imagedex import command_line
 for script, arguments in json.load(sys.stdin):
     error, status = io.StringIO(), 0
     try:
         with contextlib.redirect_stderr(error):
-            cli.run(lambda: {"run_xmatching": run_xmatching, "run_retrieval": run_retrieval}[script].main(arguments))
+            command_line.run(lambda: {"run_xmatching": run_xmatching, "run_retrieval": run_retrieval}[script].main(arguments))
     except SystemExit as stopped:
         status = stopped.code
     print(json.dumps({"status": status, "error": error.getvalue().strip()}))
@@ -189,7 +189,7 @@ def test_loads_from_the_hub_in_a_process_without_this_repository(run, pushed, tm
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["model_type"] == "xmatching"
-    model, processor = XMatchingModel.from_pretrained(pushed).eval(), XMatchingProcessor.from_pretrained(pushed)
+    model, processor = XMatchingModel.from_pretrained(pushed).eval(), RetrievalProcessor.from_pretrained(pushed)
     picture = Pillow.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3))
     batch = processor(text=SENTENCES, images=[picture], padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -208,7 +208,7 @@ def test_retrieval_with_model_and_gallery_from_the_hub(run, pushed, flickr_folde
     metrics = json.loads((folder / "answers" / "metrics.json").read_text())
     assert metrics["gallery_size"] == 12 and metrics["model"] == "someone/tiny"
 
-    model, processor = XMatchingModel.from_pretrained(pushed).eval(), XMatchingProcessor.from_pretrained(pushed)
+    model, processor = XMatchingModel.from_pretrained(pushed).eval(), RetrievalProcessor.from_pretrained(pushed)
     names = sorted(os.listdir(flickr_folder / "images"))
     pictures = [Pillow.open(flickr_folder / "images" / name) for name in names]
     batch = processor(text=["red beside blue", "green beside red"], images=pictures, padding=True, return_tensors="pt")

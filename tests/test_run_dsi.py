@@ -12,9 +12,11 @@ from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGenera
 import run_dsi
 import run_image_indexing
 import run_xmatching
-from imagedex import cli
-from modeling.identifiers import Identifiers
-from modeling.modeling_codebook_t5 import CodebookT5
+from imagedex import command_line
+from imagedex.errors import UserError
+from imagedex.modeling.identifiers import Identifiers
+from imagedex.modeling.modeling_codebook_t5 import CodebookT5
+from imagedex.modeling.processing_retrieval import SentenceProcessor
 
 T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
 VIT = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64,
@@ -210,7 +212,9 @@ def test_captions_alone_are_a_plain_t5s(arguments, tmp_path, monkeypatch):
     results = results_of(tmp_path / "out")
     assert "eval_memorised" not in results and results["eval_queries"] == 12
     source = Identifiers.from_pretrained(tmp_path / "out").source
-    assert source["vectors"] == "text" and source["queries"] == {"prompt": "", "cleans": True, "max_length": 75}
+    assert source["vectors"] == "text"
+    processor = SentenceProcessor.from_pretrained(tmp_path / "out")
+    assert (processor.prompt, processor.clean_text, processor.max_text_length) == ("", True, 75)
     # who judges it later asks as it was taught
     run(run_dsi, ["--model_name_or_path", "out", *arguments[2:6], "--do_eval", "--use_cpu", "--output_dir", "judged"])
     assert results_of(tmp_path / "judged")["eval_loss"] == pytest.approx(results["eval_loss"])
@@ -230,7 +234,7 @@ def test_identifiers_from_an_xmatching_model_of_the_same_split(
     run(run_dsi, arguments, *flags)
     identifiers = Identifiers.from_pretrained(tmp_path / "out")
     assert identifiers.source["vectors"] == "xmatching" and identifiers.quantizer.width == 8
-    with pytest.raises(cli.UserError, match="another split.*split_seed"):
+    with pytest.raises(UserError, match="another split.*split_seed"):
         run(run_dsi, arguments, *flags, "--split_seed", 5, "--output_dir", "other")
     assert not (tmp_path / "other").exists()
 
@@ -313,7 +317,7 @@ def stopped_with(script, arguments, monkeypatch, tmp_path, capfd):
     """The one line that the script ends with, exit status 2."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        cli.run(lambda: script.main(list(map(str, arguments))))
+        command_line.run(lambda: script.main(list(map(str, arguments))))
     lines = capfd.readouterr().err.strip().splitlines()
     assert stopped.value.code == 2
     assert len(lines) == 1 and lines[0].startswith("error: "), lines

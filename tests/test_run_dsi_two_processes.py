@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from modeling.modeling_codebook_t5 import CodebookT5
+from imagedex.modeling.modeling_codebook_t5 import CodebookT5
 
 CONFIGS = Path(__file__).resolve().parents[1] / "accelerate_configs"
 T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "dropout_rate": 0.0}

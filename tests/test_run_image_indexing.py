@@ -6,8 +6,8 @@ import pytest
 
 import run_dsi
 import run_image_indexing
-from imagedex import cli
-from modeling.identifiers import Identifiers
+from imagedex import command_line
+from imagedex.modeling.identifiers import Identifiers
 
 T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "dropout_rate": 0.0}
 VIT = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64,
@@ -103,7 +103,7 @@ def test_wrong_use_is_one_line_and_status_2(arguments, tmp_path, monkeypatch, ca
     flags, message = WRONG[name]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        cli.run(lambda: run(run_image_indexing, arguments, *flags))
+        command_line.run(lambda: run(run_image_indexing, arguments, *flags))
     lines = capfd.readouterr().err.strip().splitlines()
     assert stopped.value.code == 2
     assert len(lines) == 1 and message in lines[0], lines

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import run_xmatching
-from imagedex import cli
-from modeling.modeling_xmatching import XMatchingModel
+from imagedex import command_line
+from imagedex.modeling.modeling_xmatching import XMatchingModel
 
 ROOT = Path(__file__).resolve().parents[1]
 TWO_PROCESSES = (sys.executable, "-m", "accelerate.commands.launch", "--config_file",
@@ -122,7 +122,7 @@ def test_wrong_use_is_one_line_and_status_2(arguments, flickr_shards, tmp_path, 
     flags = [str(flag).format(flickr_shards) if "{}" in str(flag) else str(flag) for flag in flags]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        cli.run(lambda: run_xmatching.main([*map(str, arguments), *flags]))
+        command_line.run(lambda: run_xmatching.main([*map(str, arguments), *flags]))
     lines = capfd.readouterr().err.strip().splitlines()
     assert stopped.value.code == 2
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], lines

@@ -11,8 +11,8 @@ import torch
 from transformers import BertConfig, BertModel
 
 import run_xmatching
-from imagedex import cli
-from modeling.modeling_xmatching import XMatchingModel
+from imagedex import command_line
+from imagedex.modeling.modeling_xmatching import XMatchingModel
 
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
@@ -38,7 +38,7 @@ def test_train_evaluate_save_and_go_on(launch, arguments, tmp_path):
     results = json.loads((out / "eval_results.json").read_text())
     assert {"eval_hits@1", "eval_hits@5", "eval_hits@10", "eval_mrr", "eval_gallery_size"} <= set(results)
     assert results["eval_gallery_size"] == 12 and results["eval_queries"] == 12
-    assert {"README.md", "config.json", "model.safetensors", "modeling_xmatching.py", "processing_xmatching.py",
+    assert {"README.md", "config.json", "model.safetensors", "modeling_xmatching.py", "processing_retrieval.py",
             "tokenizer.json", "eval_queries.csv", "run_arguments.json", "baselines.json"} <= set(os.listdir(out))  # fmt: skip
     assert f"{results['eval_hits@1']:.3f}" in (out / "README.md").read_text()
     last = [line for line in first.stdout.splitlines() if line.strip()][-1]
@@ -180,7 +180,7 @@ def test_wrong_use_is_one_line_and_status_2(arguments, flickr_folder, tmp_path, 
         arguments = arguments[:start] + arguments[start + 4 :]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        cli.run(lambda: run_xmatching.main(list(map(str, [*arguments, *flags]))))
+        command_line.run(lambda: run_xmatching.main(list(map(str, [*arguments, *flags]))))
     lines = capfd.readouterr().err.strip().splitlines()
     assert stopped.value.code == 2
     assert len(lines) == 1 and lines[0].startswith("error: "), lines

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from modeling.modeling_xmatching import XMatchingModel
+from imagedex.modeling.modeling_xmatching import XMatchingModel
 
 CONFIGS = Path(__file__).resolve().parents[1] / "accelerate_configs"
 TEXT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,

@@ -75,11 +75,11 @@ def test_a_tracker_that_is_not_there_is_one_line_before_anything_is_read(
     arguments, tmp_path, monkeypatch, capfd, name, message
 ):
     import run_xmatching
-    from imagedex import cli
+    from imagedex import command_line
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        cli.run(lambda: run_xmatching.main(list(map(str, [*arguments, "--report_to", name]))))
+        command_line.run(lambda: run_xmatching.main(list(map(str, [*arguments, "--report_to", name]))))
     said = capfd.readouterr()
     assert stopped.value.code == 2
     assert said.err.startswith(f"error: --report_to {name} cannot work: ") and len(said.err.splitlines()) == 1

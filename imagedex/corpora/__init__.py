@@ -3,19 +3,26 @@
 Documents and questions have a schema of their own: ``load_text_corpus``.
 """
 
-from imagedex.corpora.documents import is_text_corpus, load_text_corpus
-from imagedex.corpora.load import load_corpus
-from imagedex.corpora.schema import Corpus
-from imagedex.corpora.splits import RetrievalSplits, flatten_captions, split_corpus
-from imagedex.corpora.text_corpus import TextCorpus
+import importlib
 
-__all__ = [
-    "Corpus",
-    "RetrievalSplits",
-    "TextCorpus",
-    "flatten_captions",
-    "is_text_corpus",
-    "load_corpus",
-    "load_text_corpus",
-    "split_corpus",
-]
+_HOMES = {
+    "Corpus": "schema",
+    "RetrievalSplits": "splits",
+    "TextCorpus": "documents",
+    "flatten_captions": "splits",
+    "gallery_rows": "splits",
+    "is_text_corpus": "documents",
+    "load_corpus": "load",
+    "load_splits": "load",
+    "load_text_corpus": "documents",
+    "split_corpus": "splits",
+    "training_captions": "splits",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    """Imports what is asked for when it is asked for: the arguments alone need no ``datasets``, and --help is quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -10,9 +10,12 @@ from typing import NamedTuple
 
 from datasets import Dataset, DatasetDict
 
-from imagedex.corpora import blip, flickr, hub, imagefolder, karpathy, lxmert, shape_scenes
+from imagedex.corpora import shape_scenes
+from imagedex.corpora.arguments import CorpusArguments
+from imagedex.corpora.forms import blip, flickr, hub, imagefolder, karpathy, lxmert
 from imagedex.corpora.paths import list_pictures, picture_at, require_folder
 from imagedex.corpora.schema import Corpus, FormContents, build_dataset, counted, listed, validate
+from imagedex.corpora.splits import RetrievalSplits, split_corpus
 from imagedex.corpora.verify import check_choice, drop_missing, verify_images
 from imagedex.errors import UserError
 
@@ -218,3 +221,28 @@ def _finish(contents: FormContents, unreadable_images: str, num_proc: int | None
     )
     logger.info("Corpus recognised as %s: %s", contents.form, "; ".join(sizes))
     return Corpus(contents.form, DatasetDict(splits), left_out)
+
+
+def load_splits(data: CorpusArguments) -> RetrievalSplits:
+    """The corpus that the arguments name, split as they say. Raises `UserError`."""
+    corpus = load_corpus(
+        data.dataset_name,
+        data.dataset_config_name,
+        train_file=data.train_file,
+        validation_file=data.validation_file,
+        image_dir=data.image_dir,
+        visual_genome_dir=data.visual_genome_dir,
+        image_column=data.image_column,
+        caption_column=data.caption_column,
+        unreadable_images=data.unreadable_images,
+        num_proc=data.preprocessing_num_workers,
+    )
+    return split_corpus(
+        corpus,
+        held_out_captions_per_image=data.held_out_captions_per_image,
+        held_out_images=data.held_out_images,
+        split_seed=data.split_seed,
+        eval_gallery=getattr(data, "eval_gallery", "all"),
+        max_train_samples=data.max_train_samples,
+        max_eval_samples=data.max_eval_samples,
+    )

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from imagedex.corpora.schema import COLUMNS, Corpus, counted
@@ -99,6 +100,17 @@ def split_corpus(
         len(evaluation) if evaluation is not None else 0,
     )
     return RetrievalSplits(train, gallery, evaluation)
+
+
+def training_captions(splits: RetrievalSplits) -> list[str]:
+    """Every trained caption, in the order of the rows."""
+    return [caption for captions in splits.train["captions"] for caption in captions]
+
+
+def gallery_rows(gallery: Dataset, image_ids: list[str]) -> np.ndarray:
+    """(len(image_ids),) int64: the row of each image_id in the gallery."""
+    row_of = {image_id: row for row, image_id in enumerate(gallery["image_id"])}
+    return np.array([row_of[image_id] for image_id in image_ids], dtype=np.int64)
 
 
 def flatten_captions(dataset: Dataset) -> Dataset:

@@ -10,6 +10,7 @@ from datasets import Dataset, Image
 
 from imagedex.corpora.schema import Picture, counted, listed
 from imagedex.errors import UserError
+from imagedex.modeling.picture_reading import as_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def _problems_of_batch(batch: dict[str, list], stamp: str) -> dict[str, list[str
 def _problem(stored: dict) -> str:
     """Why a picture cannot be read, in one line; empty when it can. Decodes just as training will."""
     try:
-        Image().decode_example(stored).convert("RGB")
+        as_rgb(Image().decode_example(stored))
     except Exception as error:  # noqa: BLE001  Pillow's plugins raise anything from SyntaxError to struct.error
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"[:200]
     return ""

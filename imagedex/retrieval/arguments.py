@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from imagedex.training.arguments import argument
+from imagedex.command_line import argument
 
 
 @dataclass

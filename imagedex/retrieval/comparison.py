@@ -10,9 +10,9 @@ from transformers.utils import cached_file
 
 from imagedex.corpora.shape_scenes import DEFAULT_SCENES, perfect_reader
 from imagedex.errors import UserError
+from imagedex.evaluation.rankings import Ranking
+from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
 from imagedex.retrieval.queries import Queries
-from imagedex.retrieval.rankings import Ranking
-from metrics.hits_at_k.hits_at_k import summarize_ranks
 
 CEILING = "a reader who makes no mistake"
 COLUMNS = {

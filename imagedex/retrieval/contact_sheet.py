@@ -13,8 +13,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from imagedex.cli import write_atomically
-from imagedex.retrieval.rankings import Ranking
+from imagedex.evaluation.rankings import Ranking
+from imagedex.files import write_atomically
+from imagedex.modeling.picture_reading import as_rgb
 
 MAX_SHOWN = 10  # pictures in a row, however long the ranking is
 THUMBNAIL = 288  # longest side of a kept thumbnail, in pixels
@@ -86,7 +87,7 @@ class Thumbnails:
 
     def __call__(self, image_id: str) -> Image.Image:
         if image_id not in self.kept:
-            picture = self.load(image_id).convert("RGB")
+            picture = as_rgb(self.load(image_id))
             picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
             self.kept[image_id] = picture
         return self.kept[image_id]

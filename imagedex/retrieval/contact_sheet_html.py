@@ -5,7 +5,8 @@ import io
 from html import escape
 from pathlib import Path
 
-from imagedex.cli import write_atomically
+from imagedex.evaluation.rankings import Ranking
+from imagedex.files import write_atomically
 from imagedex.retrieval.contact_sheet import (
     MAX_SHOWN,
     Sheet,
@@ -15,7 +16,6 @@ from imagedex.retrieval.contact_sheet import (
     is_found,
     rank_words,
 )
-from imagedex.retrieval.rankings import Ranking
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #f7f6f3; --card: #fff; --ink: #1b1c1e; --muted: #63656a; --rule: #dedcd6;

@@ -7,14 +7,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from imagedex.errors import UserError
+from imagedex.evaluation.rankings import Ranking, short_float
+from imagedex.metrics.hits_at_k.hits_at_k import rank_from_list
+from imagedex.modeling.constrained_decoding import rank_identifiers
+from imagedex.modeling.identifiers import Identifiers
+from imagedex.modeling.processing_retrieval import SentenceProcessor
 from imagedex.retrieval.loading import GenerativeModel
-from imagedex.retrieval.rankings import Ranking, short_float
 from imagedex.retrieval.retriever import Retriever
-from imagedex.training.dsi_arguments import QUERY_STYLE, TextArguments
-from imagedex.training.dsi_data import Writer
-from metrics.hits_at_k.hits_at_k import rank_from_list
-from modeling.constrained_decoding import rank_identifiers
-from modeling.identifiers import Identifiers
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +46,8 @@ class GenerativeRetriever(Retriever):
 
     def candidates(self, queries: Sequence[str]) -> list[Ranking]:
         """Everything that each query's beams found, best first; scores are log-probabilities in nats."""
-        model, tokenizer = self.parts.model, self.parts.tokenizer
-        rows = written(queries, writer_of(self.parts))
+        model, processor = self.parts.model, self.parts.processor
+        rows = written(queries, processor)
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]), reverse=True)
         rankings: list[Ranking] = [Ranking(query, [], []) for query in queries]
         with tqdm(
@@ -60,7 +59,7 @@ class GenerativeRetriever(Retriever):
         ) as bar:
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
-                inputs = tokenizer.pad([rows[row] for row in batch], return_tensors="pt").to(model.device)
+                inputs = processor.tokenizer.pad([rows[row] for row in batch], return_tensors="pt").to(model.device)
                 scores, found = rank_identifiers(model, self.identifiers, dict(inputs), self.num_beams)
                 for row, own_scores, own_rows in zip(batch, scores.tolist(), found.tolist(), strict=True):
                     images = [self.image_ids[place] for place in own_rows if place >= 0]
@@ -83,30 +82,14 @@ def judged(rankings: list[Ranking], k: int, targets: Sequence[str] | None) -> li
     return rankings
 
 
-def writer_of(parts: GenerativeModel) -> Writer:
-    """Writes sentences as the model was trained to read them, which is kept with its identifiers."""
-    kept = parts.identifiers.source.get(QUERY_STYLE, {})
-    length = {"max_length": kept["max_length"]} if "max_length" in kept else {}
-    writer = Writer(parts.tokenizer, **TextArguments().query_style(parts.identifiers), **length)
-    if not kept:
-        logger.warning(
-            "%s does not say how its sentences were written; %r comes before each", parts.name, writer.prompt
-        )
-    return writer
-
-
-def written(queries: Sequence[str], writer: Writer) -> list[dict]:
+def written(queries: Sequence[str], processor: SentenceProcessor) -> list[dict]:
     """One {"input_ids", "attention_mask"} a query; those that are cut are counted aloud."""
-    prepared = [writer.prepare(query) for query in queries]
-    encoded = writer.tokenizer(prepared, truncation=True, max_length=writer.max_length)
-    whole = writer.tokenizer(prepared, truncation=False, verbose=False)["input_ids"]
-    cut = sum(len(tokens) > writer.max_length for tokens in whole)
-    if cut:
-        logger.warning(
-            "%d of %d sentences are longer than %d tokens and were cut", cut, len(queries), writer.max_length
-        )
-    pairs = zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
-    return [{"input_ids": tokens, "attention_mask": mask} for tokens, mask in pairs]
+    tokens, cut = processor.tokens(queries)
+    if any(cut):
+        shown = sum(cut), len(queries), processor.max_text_length
+        logger.warning("%d of %d sentences are longer than %d tokens and were cut", *shown)
+    pairs = zip(tokens["input_ids"], tokens["attention_mask"], strict=True)
+    return [{"input_ids": ids, "attention_mask": mask} for ids, mask in pairs]
 
 
 def without_identifier(

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import torch
 
+from imagedex.checkpoints import MODEL_FLAG, read_model_type
+from imagedex.encoding.dual_encoder import load_dual_encoder
+from imagedex.encoding.store import check_index, encode_gallery, gallery_fingerprint, model_fingerprint
 from imagedex.errors import UserError
+from imagedex.identifiers.new_pictures import VECTORS_FLAG, NewPictures
+from imagedex.modeling import GENERATIVE
 from imagedex.retrieval.arguments import GenerativeArguments, RetrievalArguments
 from imagedex.retrieval.comparison import model_labels
 from imagedex.retrieval.generative import GenerativeRetriever, restricted, without_identifier
-from imagedex.retrieval.loading import GENERATIVE, MODEL_FLAG, load_dual_encoder, load_generative, read_model_type
-from imagedex.retrieval.new_pictures import VECTORS_FLAG, NewPictures
+from imagedex.retrieval.loading import load_generative
 from imagedex.retrieval.rerank import RerankedRetriever
 from imagedex.retrieval.retriever import Retriever, VectorRetriever
-from imagedex.retrieval.vector_index import check_index, encode_gallery, gallery_fingerprint, model_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +157,8 @@ class Opener:
         if "image" not in self.gallery.column_names:
             raise UserError("--add_new_images is for pictures; a new document needs training")
         where = self.device, args.batch_size, args.num_workers
-        return NewPictures(self.generative, self.gallery, self.queries, *where, progress=True)
+        wanted = self.generative.identifier_vectors_from, self.generative.new_image_vectors
+        return NewPictures(*wanted, self.gallery, self.queries, *where, progress=True)
 
     @property
     def rerank_index(self) -> Path:

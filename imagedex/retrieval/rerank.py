@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
+from imagedex.evaluation.exact import similarity
+from imagedex.evaluation.rankings import Ranking, short_float
 from imagedex.retrieval.generative import GenerativeRetriever, judged
-from imagedex.retrieval.rankings import Ranking, short_float
 from imagedex.retrieval.retriever import Retriever, VectorRetriever
-from imagedex.retrieval.search import similarity
 
 
 class RerankedRetriever(Retriever):

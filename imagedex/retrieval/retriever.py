@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import torch
 
-from imagedex.retrieval.encode import encode_texts
-from imagedex.retrieval.rankings import Ranking, short_float
-from imagedex.retrieval.search import ranks_by_blocks, top_k
+from imagedex.encoding.vectors import encode_texts
+from imagedex.evaluation.exact import ranks_by_blocks, top_k
+from imagedex.evaluation.rankings import Ranking, short_float
 
 
 class Retriever(ABC):

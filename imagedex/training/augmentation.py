@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from imagedex.errors import UserError
+from imagedex.modeling.picture_reading import as_rgb
 from imagedex.training.image_processor import output_size
 
 TRIES = 10
@@ -61,6 +62,7 @@ class RandomResizedCrop:
         return left, top, left + w, top + h
 
     def __call__(self, image: Image.Image) -> Image.Image:
+        image = as_rgb(image)
         # Cut first, then resize: Pillow's resize(box=) would let pixels from outside the part in at its edges.
         image = image.crop(self.box(*image.size)).resize(self.size[::-1], self.resample)
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if uniform(0, 1) < self.flip else image

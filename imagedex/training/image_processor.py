@@ -3,8 +3,9 @@
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from imagedex.cli import suggestion
+from imagedex.command_line import suggestion
 from imagedex.errors import UserError
+from imagedex.modeling.picture_reading import read_pictures
 
 FIELDS = (
     "size", "crop_size", "resample", "image_mean", "image_std", "rescale_factor", "do_resize", "do_center_crop",
@@ -42,10 +43,18 @@ def build_image_processor(config: dict) -> CLIPImageProcessorPil:
     return processor
 
 
+def check_image_processor(name: str | None, config: dict | None) -> None:
+    """Before anything is read: --image_processor_name or --image_processor_config, and what it says works."""
+    if config:
+        if name:
+            raise UserError("give --image_processor_name or --image_processor_config, not both")
+        build_image_processor(config)
+
+
 def output_size(image_processor) -> tuple[int, int] | None:
-    """(height, width) of what the processor gives; None when that depends on the picture. It is asked, not guessed."""
+    """(height, width) of what the processor gives; None when that depends on the picture, or is no picture but patches. It is
+    asked, not guessed."""
     wide, tall = (
-        image_processor(images=[Image.new("RGB", size)], return_tensors="np")["pixel_values"][0].shape[-2:]
-        for size in ((640, 320), (320, 640))
+        read_pictures([Image.new("RGB", size)], image_processor)["pixel_values"][0] for size in ((640, 320), (320, 640))
     )
-    return (int(wide[0]), int(wide[1])) if wide == tall else None
+    return tuple(wide.shape[1:]) if wide.ndim == 3 and wide.shape == tall.shape else None

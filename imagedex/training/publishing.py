@@ -16,12 +16,15 @@ PRIVATE = ["run_arguments.json", "training_args.bin", "trainer_state.json", "eva
 class PublishingMixin:
     """For a Trainer: our card, and a push to the Hub that sends model, processor, code, card and figures."""
 
-    write_card = None  # path -> None; what `create_model_card` calls, set by the script that knows the run
+    def __init__(self, *args, write_card=None, **kwargs):
+        """Args: write_card, (path, trainer) -> None, by the script that knows the run; None: no card."""
+        super().__init__(*args, **kwargs)
+        self.write_card = write_card
 
     def create_model_card(self, *args, **kwargs):
         """Our card instead of Trainer's."""
         if self.is_world_process_zero() and self.write_card is not None:
-            self.write_card(Path(self.args.output_dir) / "README.md")
+            self.write_card(Path(self.args.output_dir) / "README.md", self)
 
     def init_hf_repo(self, *args, **kwargs):
         """As Trainer; what the Hub refuses is the user's to mend."""

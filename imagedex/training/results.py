@@ -10,12 +10,12 @@ from pathlib import Path
 
 from transformers import Trainer
 
-from imagedex.cli import write_atomically
 from imagedex.corpora import RetrievalSplits
 from imagedex.errors import UserError
-from imagedex.retrieval.baselines import baseline_rows
-from imagedex.retrieval.rankings import Ranking, short_float, write_rankings
-from imagedex.training.model_card import FIGURES, CardFacts, rate_rows
+from imagedex.evaluation.baselines import baseline_rows
+from imagedex.evaluation.rankings import Ranking, short_float, write_rankings
+from imagedex.files import write_atomically
+from imagedex.training.cards import FIGURES, CardFacts, rate_rows
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as Pillow
 
-from imagedex.corpora import hub, load_corpus
+from imagedex.corpora import load_corpus
+from imagedex.corpora.forms import hub
 from imagedex.errors import UserError
 
 

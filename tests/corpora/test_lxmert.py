@@ -5,7 +5,7 @@ import json
 import pytest
 
 from imagedex.corpora import load_corpus
-from imagedex.corpora.lxmert import coco_name
+from imagedex.corpora.forms.lxmert import coco_name
 from imagedex.errors import UserError
 
 FILES = {

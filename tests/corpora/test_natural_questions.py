@@ -15,8 +15,9 @@ from hub_server import HubServer
 from natural_questions_sample import make_pages, write_pages
 from pyarrow import parquet
 
-from imagedex.corpora import is_text_corpus, load_text_corpus, natural_questions
-from imagedex.corpora.natural_questions import HUB_ID, choose_rows, load_nq10k
+from imagedex.corpora import is_text_corpus, load_text_corpus
+from imagedex.corpora.documents import natural_questions
+from imagedex.corpora.documents.natural_questions import HUB_ID, choose_rows, load_nq10k
 from imagedex.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -208,7 +209,7 @@ def test_brings_its_own_split(folder):
 
 PROGRAM = """
 import json
-from imagedex.corpora.natural_questions import load_nq10k
+from imagedex.corpora.documents.natural_questions import load_nq10k
 from imagedex.errors import UserError
 try:
     corpus = load_nq10k(num_train=12, num_held_out=5)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from imagedex.corpora import load_corpus, split_corpus
-from imagedex.corpora.scene_captions import MAX_WORDS, captions_of, perfect_reader
-from imagedex.corpora.scene_drawing import BACKGROUNDS, PALETTE, draw_scene
-from imagedex.corpora.scene_graph import COLOURS, SHAPES, SIZES, Dice, make_scenes, scene_id, scene_number
-from imagedex.corpora.shape_scenes import draw_missing
+from imagedex.corpora.shape_scenes.captions import MAX_WORDS, captions_of, perfect_reader
+from imagedex.corpora.shape_scenes.corpus import draw_missing
+from imagedex.corpora.shape_scenes.drawing import BACKGROUNDS, PALETTE, draw_scene
+from imagedex.corpora.shape_scenes.graph import COLOURS, SHAPES, SIZES, Dice, make_scenes, scene_id, scene_number
 from imagedex.errors import UserError
 
 # ---------------------------------------------------------------- a reader of its own, from the text alone

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import label_ranking_average_precision_score, top_k_accuracy_score
 
-from metrics.hits_at_k.hits_at_k import rank_from_list, rank_from_scores, summarize_ranks
+from imagedex.metrics.hits_at_k.hits_at_k import rank_from_list, rank_from_scores, summarize_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

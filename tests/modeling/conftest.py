@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from modeling.modeling_codebook_t5 import CodebookT5
-from modeling.modeling_vision_grounded_t5 import VisionGroundedT5
+from imagedex.modeling.modeling_codebook_t5 import CodebookT5
+from imagedex.modeling.modeling_vision_grounded_t5 import VisionGroundedT5
 
 T5 = {
     "vocab_size": 60,

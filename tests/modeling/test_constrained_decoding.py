@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import LogitsProcessorList, T5Config, T5ForConditionalGeneration
 
-from modeling.constrained_decoding import IdentifierConstraint, rank_identifiers, score_identifiers
-from modeling.identifiers import Identifiers
+from imagedex.modeling.constrained_decoding import IdentifierConstraint, rank_identifiers, score_identifiers
+from imagedex.modeling.identifiers import Identifiers
 
 EOS, VOCABULARY, COUNT = 1, 40, 45
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling.identifier_trie import DEAD, IdentifierTrie
+from imagedex.modeling.identifier_trie import DEAD, IdentifierTrie
 
 EOS = 1
 

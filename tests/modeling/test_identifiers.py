@@ -13,9 +13,9 @@ import safetensors.numpy
 import torch
 from hub_server import HubServer
 
+from imagedex.modeling.identifier_quantizers import KMeansTree, ResidualQuantizer
+from imagedex.modeling.identifiers import FACTS_FILE, TENSORS_FILE, Identifiers, gallery_fingerprint
 from imagedex.training.tokenizer import train_tokenizer
-from modeling.identifier_quantizers import KMeansTree, ResidualQuantizer
-from modeling.identifiers import FACTS_FILE, TENSORS_FILE, Identifiers, gallery_fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 EOS = 1

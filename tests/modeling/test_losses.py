@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from modeling.losses import (
+from imagedex.modeling.losses import (
     hardest_hinge_loss,
     hinge_loss,
     info_nce_loss,

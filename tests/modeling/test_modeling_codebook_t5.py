@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import ViTModel
 
-from configuration.configuration_codebook_t5 import CodebookT5Config
+from imagedex.configuration.configuration_codebook_t5 import CodebookT5Config
+from imagedex.modeling.modeling_codebook_t5 import CodebookT5
+from imagedex.modeling.visual_codebook import codebook_statistics
 from imagedex.training.tokenizer import train_tokenizer
-from modeling.modeling_codebook_t5 import CodebookT5
-from modeling.visual_codebook import codebook_statistics
 
 SELECTIONS = ["random", "even", "attention", "merge"]
 QUANTIZATIONS = ["fixed", "learned"]

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, BertModel, CLIPConfig, CLIPModel
 
-from configuration.configuration_xmatching import XMatchingConfig
-from modeling.modeling_xmatching import XMatchingModel
+from imagedex.configuration.configuration_xmatching import XMatchingConfig
+from imagedex.modeling.modeling_xmatching import XMatchingModel
 
 VISION_TOWERS = {
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},

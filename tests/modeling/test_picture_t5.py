@@ -17,8 +17,8 @@ from transformers import (
     ViTModel,
 )
 
-from modeling.modeling_codebook_t5 import CodebookT5
-from modeling.modeling_vision_grounded_t5 import VisionGroundedT5
+from imagedex.modeling.modeling_codebook_t5 import CodebookT5
+from imagedex.modeling.modeling_vision_grounded_t5 import VisionGroundedT5
 
 KINDS = [
     ("codebook_t5", {}),

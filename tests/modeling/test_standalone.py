@@ -6,10 +6,10 @@ import torch
 from elsewhere import picture, run_elsewhere
 from transformers import ViTImageProcessorPil
 
-from configuration.configuration_xmatching import XMatchingConfig
+from imagedex.configuration.configuration_xmatching import XMatchingConfig
+from imagedex.modeling.modeling_xmatching import XMatchingModel
+from imagedex.modeling.processing_retrieval import RetrievalProcessor
 from imagedex.training.tokenizer import train_tokenizer
-from modeling.modeling_xmatching import XMatchingModel
-from modeling.processing_xmatching import XMatchingProcessor
 
 SENTENCES = ["a dog in the snow", "two birds on a wire"]
 
@@ -35,7 +35,7 @@ print(json.dumps({"model_type": config.model_type, "text": text.tolist(), "image
 def test_a_saved_model_works_without_this_repository(tmp_path, text_config, vision_config):
     torch.manual_seed(0)
     tokenizer = train_tokenizer(SENTENCES * 3, 60)
-    processor = XMatchingProcessor(
+    processor = RetrievalProcessor(
         image_processor=ViTImageProcessorPil(size={"height": 32, "width": 32}), tokenizer=tokenizer
     )
     model = XMatchingModel(
@@ -58,5 +58,5 @@ def test_a_saved_model_works_without_this_repository(tmp_path, text_config, visi
     assert found["model_type"] == "xmatching" and found["frozen"]
     torch.testing.assert_close(torch.tensor(found["text"]), output.text_embeds)
     torch.testing.assert_close(torch.tensor(found["image"]), output.image_embeds)
-    code = {"modeling_xmatching", "configuration_xmatching", "processing_xmatching", "losses", "gathering"}
+    code = {"modeling_xmatching", "configuration_xmatching", "processing_retrieval", "losses", "gathering"}
     assert {f"{name}.py" for name in code} <= set(found["saved"])

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from modeling.visual_codebook import (
+from imagedex.modeling.visual_codebook import (
     LearnedCodebook,
     codebook_statistics,
     even_positions,
@@ -24,7 +24,7 @@ def cosine(a, b):
 
 @pytest.mark.parametrize("at_a_time", [2048, 5])
 def test_nearest_words_against_a_loop(monkeypatch, at_a_time):
-    monkeypatch.setattr("modeling.visual_codebook.NEAREST_PATCHES", at_a_time)
+    monkeypatch.setattr("imagedex.modeling.visual_codebook.NEAREST_PATCHES", at_a_time)
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(3, 4, 5, generator=generator) * 7
     words = torch.randn(20, 5, generator=generator) * torch.linspace(0.1, 9, 20)[:, None]  # lengths must not matter

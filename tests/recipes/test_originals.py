@@ -21,10 +21,10 @@ from transformers import (
 import run_dsi
 import run_image_indexing
 import run_retrieval
+from imagedex.modeling.identifiers import Identifiers
+from imagedex.modeling.modeling_xmatching import XMatchingModel
+from imagedex.modeling.processing_retrieval import RetrievalProcessor
 from imagedex.training.tokenizer import train_tokenizer
-from modeling.identifiers import Identifiers
-from modeling.modeling_xmatching import XMatchingModel
-from modeling.processing_xmatching import XMatchingProcessor
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 COLOURS = ["red", "green", "blue", "black", "white", "grey"]
@@ -146,7 +146,8 @@ def test_codebook_t5_starts(towers, flickr30k, quick, tmp_path):
     assert results["eval_gallery_size"] == results["eval_memorised_samples"] == 20, "all are indexed"
     assert 0 < results["eval_queries"] < 10, "one caption of each picture held out"
     assert identifiers.scheme == "naive"
-    assert identifiers.source["queries"] == {"prompt": "question: ", "cleans": True, "max_length": 32}
+    processor = RetrievalProcessor.from_pretrained(tmp_path / "out")
+    assert (processor.prompt, processor.clean_text, processor.max_text_length) == ("question: ", True, 32)
 
 
 def test_vision_grounded_t5_starts_in_two_steps(towers, flickr30k, quick, tmp_path):
@@ -206,7 +207,7 @@ def test_pictures_for_every_utterance(flickr30k, tmp_path, monkeypatch):
     )
     model.save_pretrained("model")
     processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
-    XMatchingProcessor(image_processor=processor, tokenizer=tokenizer).save_pretrained("model")
+    RetrievalProcessor(image_processor=processor, tokenizer=tokenizer).save_pretrained("model")
     (tmp_path / "train.txt").write_text("a dog on the beach\nwho is there\ntwo birds\n")
     flags = [
         "--model_name_or_path",

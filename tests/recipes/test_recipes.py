@@ -6,17 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from imagedex import cli
+from imagedex import command_line
+from imagedex.corpora.arguments import CorpusArguments, DataArguments
 from imagedex.retrieval.arguments import GenerativeArguments, RetrievalArguments
-from imagedex.training.arguments import (
-    CorpusArguments,
-    DataArguments,
-    ModelArguments,
-    XMatchingArguments,
-    XMatchingTrainingArguments,
-)
-from imagedex.training.caption_augmentation import CaptionAugmentationArguments
-from imagedex.training.dsi_arguments import (
+from imagedex.training.arguments import ModelArguments
+from imagedex.training.dual_encoder.arguments import XMatchingArguments, XMatchingTrainingArguments
+from imagedex.training.generative.arguments import (
     DSITrainingArguments,
     IdentifierArguments,
     ImageIndexingArguments,
@@ -24,6 +19,7 @@ from imagedex.training.dsi_arguments import (
     T5Arguments,
     TextArguments,
 )
+from imagedex.training.generative.caption_augmentation import CaptionAugmentationArguments
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 GENERATIVE = (ModelArguments, T5Arguments, IdentifierArguments, CorpusArguments, DSITrainingArguments)
@@ -53,7 +49,7 @@ def groups_of(path):
 def test_every_value_arrives(path, tmp_path):
     groups = groups_of(path)
     flags = [path, "--output_dir", tmp_path / "out", *([] if RetrievalArguments in groups else ["--use_cpu"])]
-    parsed = cli.parse_arguments(groups, "", [str(flag) for flag in flags])
+    parsed = command_line.parse_arguments(groups, "", [str(flag) for flag in flags])
     arrived = {name: value for group in parsed for name, value in vars(group).items()}
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert recipe

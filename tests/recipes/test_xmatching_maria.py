@@ -9,15 +9,19 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, BertModel, ResNetModel
 
-from imagedex import cli
+from imagedex import command_line
 from imagedex.corpora import load_corpus
-from imagedex.training import convert_maria
-from imagedex.training.arguments import DataArguments, ModelArguments, XMatchingArguments, XMatchingTrainingArguments
+from imagedex.corpora.arguments import DataArguments
+from imagedex.training.arguments import ModelArguments
 from imagedex.training.augmentation import build_augmentation
-from imagedex.training.data import CaptionPairs, Collator, Pictures, token_rows, tokenize_captions
+from imagedex.training.dual_encoder import convert_maria
+from imagedex.training.dual_encoder.arguments import XMatchingArguments, XMatchingTrainingArguments
+from imagedex.training.dual_encoder.data import CaptionPairs, Collator, token_rows, tokenize_captions
+from imagedex.training.dual_encoder.trainer import XMatchingTrainer
+from imagedex.training.pictures import Pictures
+from imagedex.training.processors import build_processor
 from imagedex.training.tokenizer import train_tokenizer
-from imagedex.training.towers import build_model, build_processor, check_towers
-from imagedex.training.trainer_xmatching import XMatchingTrainer
+from imagedex.training.towers import build_model, check_towers
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "coco" / "xmatching_maria.yaml"
 GROUPS = (ModelArguments, XMatchingArguments, DataArguments, XMatchingTrainingArguments)
@@ -39,7 +43,7 @@ ORIGINAL = {
 
 def parse(*flags):
     flags = [RECIPE, "--output_dir", "out", "--use_cpu", *flags]
-    return cli.parse_arguments(GROUPS, "", [str(flag) for flag in flags])
+    return command_line.parse_arguments(GROUPS, "", [str(flag) for flag in flags])
 
 
 def test_each_setting_is_the_original_s():
@@ -76,15 +80,16 @@ def parts(towers, flickr_folder, tmp_path):
     flags += ["--load_best_model_at_end", "false"]
     model_args, xmatching_args, data_args, args = parse(*towers, *flags)
     check_towers(model_args, xmatching_args)
-    processor = build_processor(model_args, xmatching_args, data_args.image_size, [])
+    text_tower, style = xmatching_args.text_model_name_or_path, {"max_text_length": data_args.max_text_length}
+    processor = build_processor(model_args, ("model_name_or_path", None), text_tower, data_args.image_size, [], style)
     torch.manual_seed(args.seed)
     model = build_model(model_args, xmatching_args, processor)
     corpus = load_corpus(str(flickr_folder)).splits["train"]
-    tokens = tokenize_captions(corpus, processor.tokenizer, data_args.max_text_length).shuffle(seed=args.seed)
+    tokens = tokenize_captions(corpus, processor).shuffle(seed=args.seed)
     augment = build_augmentation(data_args.image_augmentation, processor.image_processor)
     pictures = Pictures(corpus, processor.image_processor, augment=augment)
     pairs = CaptionPairs(token_rows(tokens), pictures, tokens["image_row"])
-    return args, model, pairs, Collator(processor.tokenizer, processor.image_processor)
+    return args, model, pairs, Collator(processor.tokenizer)
 
 
 def test_the_model_and_its_loss(parts):

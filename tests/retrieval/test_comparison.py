@@ -7,9 +7,9 @@ import pytest
 
 from imagedex.corpora.shape_scenes import perfect_reader
 from imagedex.errors import UserError
+from imagedex.evaluation.rankings import Ranking
 from imagedex.retrieval import comparison
 from imagedex.retrieval.queries import Queries
-from imagedex.retrieval.rankings import Ranking
 
 
 def test_labels_tell_models_apart(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from imagedex.evaluation.rankings import Ranking
 from imagedex.retrieval import contact_sheet
 from imagedex.retrieval.contact_sheet import (
     AMBER,
@@ -29,7 +30,6 @@ from imagedex.retrieval.contact_sheet import (
     write_sheet_image,
 )
 from imagedex.retrieval.contact_sheet_html import render_page, write_sheet_page
-from imagedex.retrieval.rankings import Ranking
 
 COLOURS = {
     f"{name}.jpg": colour for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200)), ("sky", (90, 160, 250)))

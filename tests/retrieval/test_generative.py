@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from imagedex.errors import UserError
-from imagedex.retrieval.generative import GenerativeRetriever, restricted, without_identifier, writer_of, written
+from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
+from imagedex.modeling.identifiers import Identifiers
+from imagedex.retrieval.generative import GenerativeRetriever, restricted, without_identifier, written
 from imagedex.retrieval.loading import load_generative
-from metrics.hits_at_k.hits_at_k import summarize_ranks
-from modeling.identifiers import Identifiers
 
 QUERIES = ["A red dog, on the LEFT!", "the blue half", "yellow grass", "a red dog on the left"]
 
@@ -30,7 +30,7 @@ def models(save_generative, gallery_ids, tmp_path_factory):
 def by_hand(parts, sentence, image_id):
     """Log-probability of an identifier after a sentence, one at a time and without a batch, from the model's own forward."""
     cleaned = "".join(sign for sign in sentence.lower() if sign not in "!,.")
-    inputs = parts.tokenizer("question: " + cleaned, return_tensors="pt")
+    inputs = parts.processor.tokenizer("question: " + cleaned, return_tensors="pt")
     labels = torch.tensor([parts.identifiers.labels(image_id)])
     with torch.no_grad():
         logits = parts.model(**inputs, labels=labels).logits[0].double()
@@ -80,21 +80,14 @@ def test_a_smaller_gallery_is_searched_alone_and_scores_stay(models, gallery_ids
 
 
 def test_sentences_are_written_as_in_training(models, save_generative, gallery_ids, tmp_path, caplog):
-    parts = load_generative(str(models["t5"]))
-    writer = writer_of(parts)
-    assert (writer.prompt, writer.cleans, writer.max_length) == ("question: ", True, 20)
-    rows = written(["A dog!", " ".join(["red"] * 50)], writer)
-    assert parts.tokenizer.decode(rows[0]["input_ids"], skip_special_tokens=True) == "question: a dog"
+    processor = load_generative(str(models["t5"])).processor
+    assert (processor.prompt, processor.clean_text, processor.max_text_length) == ("question: ", True, 20)
+    rows = written(["A dog!", " ".join(["red"] * 50)], processor)
+    assert processor.tokenizer.decode(rows[0]["input_ids"], skip_special_tokens=True) == "question: a dog"
     assert len(rows[1]["input_ids"]) == 20 and "1 of 2 sentences are longer than 20 tokens" in caplog.text
-    plain = save_generative(
-        tmp_path / "plain", "t5", "naive", gallery_ids, style={"prompt": "", "cleans": False, "max_length": 9}
-    )
-    writer = writer_of(load_generative(str(plain)))
-    assert (writer.prompt, writer.cleans, writer.max_length) == ("", False, 9)
-    assert "does not say" not in caplog.text
-    parts.identifiers.source.pop("queries")
-    writer_of(parts)
-    assert "does not say how its sentences were written" in caplog.text
+    style = {"prompt": "", "clean_text": False, "max_text_length": 9}
+    plain = load_generative(str(save_generative(tmp_path / "plain", "t5", "naive", gallery_ids, style=style)))
+    assert written(["A dog!"], plain.processor)[0]["input_ids"] == plain.processor.tokenizer("A dog!")["input_ids"]
 
 
 def test_pictures_without_an_identifier():
@@ -133,4 +126,4 @@ def test_what_cannot_answer_is_refused_in_one_line(models, tiny_clip, tmp_path):
     refused("not of one another", change=lambda folder: shutil.copy(models["t5"] / "identifiers.json", folder))
     refused("100000", change=greater_tokens)
     refused("cannot load the model", change=lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99))
-    refused("tokenizer of", change=lambda folder: [path.unlink() for path in folder.glob("tokenizer*")])
+    refused("tokenizer", change=lambda folder: [path.unlink() for path in folder.glob("tokenizer*")])

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, CLIPModel, SiglipModel
 
+from imagedex.checkpoints import choose_device, read_model_type
+from imagedex.encoding.dual_encoder import load_dual_encoder
 from imagedex.errors import UserError
-from imagedex.retrieval.loading import choose_device, load_dual_encoder, read_model_type
 
 
 def test_clip_and_siglip_load(tiny_clip, tiny_siglip):

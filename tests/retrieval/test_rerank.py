@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from imagedex.evaluation.rankings import Ranking
 from imagedex.retrieval.generative import GenerativeRetriever
-from imagedex.retrieval.rankings import Ranking
 from imagedex.retrieval.rerank import RerankedRetriever
 from imagedex.retrieval.retriever import VectorRetriever
 

@@ -15,11 +15,11 @@ from transformers import AutoModel, AutoProcessor, BertConfig, BertModel
 
 import run_retrieval
 from imagedex.errors import UserError
-from imagedex.retrieval.rankings import read_rankings
+from imagedex.evaluation.rankings import read_rankings
+from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
+from imagedex.modeling.modeling_xmatching import XMatchingModel
+from imagedex.modeling.processing_retrieval import RetrievalProcessor
 from imagedex.retrieval.retriever import Retriever
-from metrics.hits_at_k.hits_at_k import summarize_ranks
-from modeling.modeling_xmatching import XMatchingModel
-from modeling.processing_xmatching import XMatchingProcessor
 
 SENTENCES = ["a red dog", "the blue half is on the left side", "yellow", "dog runs in the grass", "a green side of"]
 
@@ -71,7 +71,7 @@ def refused(ask_here, *arguments, parts, **options):
 
 def by_hand(folder, sentences, pictures):
     """Cosines of every sentence with every picture, one at a time, through the models' own classes."""
-    classes = (XMatchingModel, XMatchingProcessor) if folder.name == "tiny_xmatching" else (AutoModel, AutoProcessor)
+    classes = (XMatchingModel, RetrievalProcessor) if folder.name == "tiny_xmatching" else (AutoModel, AutoProcessor)
     model, processor = (part.from_pretrained(folder) for part in classes)
     model.eval()
     padding = {"padding": "max_length", "max_length": 16} if model.config.model_type == "siglip" else {}

@@ -12,13 +12,14 @@ from PIL import Image
 from torch.nn import functional as F
 
 import run_retrieval
+from imagedex.encoding.dual_encoder import load_dual_encoder
+from imagedex.encoding.vectors import encode_images, encode_texts
 from imagedex.errors import UserError
-from imagedex.retrieval.encode import encode_images, encode_texts
+from imagedex.evaluation.rankings import read_rankings
+from imagedex.modeling.constrained_decoding import score_identifiers
+from imagedex.modeling.identifiers import Identifiers
 from imagedex.retrieval.gallery import read_gallery
-from imagedex.retrieval.loading import load_dual_encoder, load_generative
-from imagedex.retrieval.rankings import read_rankings
-from modeling.constrained_decoding import score_identifiers
-from modeling.identifiers import Identifiers
+from imagedex.retrieval.loading import load_generative
 
 SENTENCES = ["a red dog", "the blue half is on the left side", "yellow", "dog runs in the grass", "a green side of"]
 
@@ -98,7 +99,7 @@ def exhaustive(folder, image_ids):
     parts = load_generative(str(folder))
     scores = []
     for sentence in SENTENCES:  # they are clean already
-        inputs = parts.tokenizer("question: " + sentence, return_tensors="pt")
+        inputs = parts.processor.tokenizer("question: " + sentence, return_tensors="pt")
         rows = [parts.identifiers.row(image_id) for image_id in image_ids]
         scores.append(score_identifiers(parts.model, parts.identifiers, dict(inputs), rows)[0])
     return torch.stack(scores).numpy()
@@ -188,7 +189,7 @@ def test_new_pictures_are_found_and_judged_apart(models, ask, tiny_xmatching, ga
     assert sum(new) == 2
     scores, ranks = [], []
     for sentence, target in zip(SENTENCES, targets, strict=True):
-        inputs = parts.tokenizer("question: " + sentence, return_tensors="pt")
+        inputs = parts.processor.tokenizer("question: " + sentence, return_tensors="pt")
         scores = score_identifiers(parts.model, extended, dict(inputs))[0]
         ranks.append(1 + int((scores > scores[extended.row(target)]).sum()))
     metrics = metrics_of(out)

@@ -10,12 +10,12 @@ from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 
 import run_xmatching
-from imagedex import cli
+from imagedex import command_line
 from imagedex.corpora import load_corpus
+from imagedex.corpora.arguments import DataArguments
 from imagedex.errors import UserError
-from imagedex.training.arguments import DataArguments
 from imagedex.training.augmentation import RandomResizedCrop, build_augmentation
-from imagedex.training.data import Pictures
+from imagedex.training.pictures import Pictures
 
 PROCESSOR = CLIPImageProcessorPil(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 12}, resample=2)
 DRAWS = 4000
@@ -128,7 +128,7 @@ def test_training_pictures_are_cut_anew_and_a_seed_repeats_them(corpus):
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         draws.append([pictures[2]["pixel_values"] for _ in range(3)])
-    assert all(x.dtype == torch.uint8 and x.shape == (3, 16, 12) for x in draws[0])
+    assert all(x.dtype == torch.float32 and x.shape == (3, 16, 12) for x in draws[0])
     assert all(torch.equal(a, b) for a, b in zip(draws[0], draws[1], strict=True))
     assert not torch.equal(draws[0][0], draws[0][1]) and not torch.equal(draws[0][0], draws[2][0])
     plain = Pictures(corpus, PROCESSOR)
@@ -160,7 +160,7 @@ def datasets_of_a_run(monkeypatch, arguments):
         given.update(kwargs)
         raise Stop
 
-    monkeypatch.setattr(run_xmatching, "XMatchingTrainer", trainer)
+    monkeypatch.setattr("imagedex.training.dual_encoder.trainer.XMatchingTrainer", trainer)
     with pytest.raises(Stop):
         run_xmatching.main(list(map(str, arguments)))
     return given
@@ -182,7 +182,10 @@ def test_pictures_to_evaluate_on_are_never_augmented(monkeypatch, arguments):
     assert not torch.equal(train[0]["pixel_values"], train[0]["pixel_values"])
     picture = gallery.rows[0]["image"].convert("RGB").resize((16, 16), Image.Resampling.BILINEAR)
     for _ in range(3):
-        assert np.array_equal(gallery[0]["pixel_values"], np.asarray(picture).transpose(2, 0, 1))
+        # the processor's: 0 to 255 becomes -1 to 1
+        np.testing.assert_allclose(
+            gallery[0]["pixel_values"], np.asarray(picture).transpose(2, 0, 1) / 127.5 - 1, atol=1e-6
+        )
     given = datasets_of_a_run(monkeypatch, arguments)
     train = given["train_dataset"].pictures
     assert torch.equal(train[0]["pixel_values"], train[0]["pixel_values"])  # off unless asked for
@@ -203,5 +206,7 @@ def test_one_shuffle_for_all_epochs(monkeypatch, arguments):
 
 def test_kept_pixels_cannot_be_augmented():
     with pytest.raises(UserError, match="--keep_pixels keeps each picture once.*random_resized_crop") as caught:
-        cli.parse_arguments((DataArguments,), "", ["--keep_pixels", "--image_augmentation", "random_resized_crop"])
+        command_line.parse_arguments(
+            (DataArguments,), "", ["--keep_pixels", "--image_augmentation", "random_resized_crop"]
+        )
     assert "\n" not in str(caught.value)

@@ -7,11 +7,13 @@ import pytest
 from PIL import Image
 from transformers import AutoImageProcessor, CLIPImageProcessorPil
 
-from imagedex import cli
+from imagedex import command_line
 from imagedex.errors import UserError
-from imagedex.training.arguments import ModelArguments, XMatchingArguments
+from imagedex.training.arguments import ModelArguments
+from imagedex.training.dual_encoder.arguments import XMatchingArguments
 from imagedex.training.image_processor import build_image_processor, output_size
-from imagedex.training.towers import build_processor, check_towers
+from imagedex.training.processors import build_processor
+from imagedex.training.towers import check_towers
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 IMAGENET = {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "resample": "bilinear",
@@ -65,7 +67,7 @@ def test_mistakes_are_one_line(config, message):
 
 
 def parse(*flags):
-    return cli.parse_arguments((ModelArguments, XMatchingArguments), "", list(flags))
+    return command_line.parse_arguments((ModelArguments, XMatchingArguments), "", list(flags))
 
 
 def test_on_the_command_line_and_what_contradicts_it():
@@ -73,10 +75,11 @@ def test_on_the_command_line_and_what_contradicts_it():
              "--text_config", '{"model_type": "bert"}')  # fmt: skip
     arguments = parse(*flags)
     check_towers(*arguments)
-    processor = build_processor(*arguments, None, ["a red half"]).image_processor
+    nothing = ("model_name_or_path", None), None
+    processor = build_processor(arguments[0], *nothing, None, ["a red half"], {}).image_processor
     assert processor.to_dict() == build_image_processor(IMAGENET).to_dict()
     with pytest.raises(UserError, match="leave --image_size out"):
-        build_processor(*arguments, 64, ["a red half"])
+        build_processor(arguments[0], *nothing, 64, ["a red half"], {})
     with pytest.raises(UserError, match="not both"):
         check_towers(*parse(*flags, "--image_processor_name", "x"))
     with pytest.raises(UserError, match="not valid JSON"):

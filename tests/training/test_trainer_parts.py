@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import ViTConfig
 
-from imagedex.training.dsi_arguments import DSITrainingArguments
-from imagedex.training.trainer_dsi import DSITrainer
+from imagedex.modeling.modeling_vision_grounded_t5 import VisionGroundedT5
+from imagedex.training.generative.arguments import DSITrainingArguments
+from imagedex.training.generative.trainer import DSITrainer
 from imagedex.training.trainer_parts import load_weights
-from modeling.modeling_vision_grounded_t5 import VisionGroundedT5
 
 T5 = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 20}
 VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 8,

@@ -16,9 +16,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from configuration.configuration_xmatching import XMatchingConfig
-from imagedex.training.gradient_cache import cached_step
-from modeling.modeling_xmatching import XMatchingModel
+from imagedex.configuration.configuration_xmatching import XMatchingConfig
+from imagedex.modeling.modeling_xmatching import XMatchingModel
+from imagedex.training.dual_encoder.gradient_cache import cached_step
 
 ROOT = Path(__file__).resolve().parents[2]
 LOSSES = ["paired_hinge", "hinge", "hardest_hinge", "info_nce", "sigmoid"]

@@ -1,0 +1,105 @@
+"""A saved model, by folder or Hub id: which kind it is, and what is wrong with it, said in one line."""
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig
+
+from imagedex.errors import UserError
+from imagedex.hub import hub_reason
+
+# what from_pretrained raises for a user's mistake
+FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+MODEL_FLAG = "model_name_or_path"
+
+
+def read_model_type(name_or_path: str, flag: str = MODEL_FLAG) -> str:
+    """The `model_type` of a folder's or Hub id's config.json, without loading the model.
+
+    Args: flag, which argument named it, for messages.
+
+    Raises:
+        UserError: no such folder or Hub model, or no config.json in it.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"--{flag} {name_or_path} has no config.json, so it is not a saved model")
+    looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    if not folder.is_dir() and (looks_like_path or folder.exists()):
+        raise UserError(f"--{flag} {name_or_path} is not a folder; give a model's folder or its Hub id")
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(str(folder) if folder.is_dir() else name_or_path)
+    except FAILURES as error:
+        reason = f"its config.json is broken ({one_line(error)})" if folder.is_dir() else hub_reason(error)
+        raise UserError(f"cannot load --{flag} {name_or_path}: {reason or one_line(error)}") from error
+    if not config.get("model_type"):
+        raise UserError(f"--{flag} {name_or_path}: its config.json names no model_type")
+    return config["model_type"]
+
+
+def from_hub(loader, name: str, argument: str, **kwargs):
+    """`loader(name)`; a name that cannot be loaded is the user's mistake, said with the argument it came from."""
+    if os.sep in name and not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise UserError(f"--{argument} {name}: there is no such folder")
+    try:
+        return loader(name, **kwargs)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (None if os.path.isdir(name) else hub_reason(error)) or " ".join(str(error).split())[:300]
+        raise UserError(f"--{argument} {name} cannot be loaded: {reason}") from error
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device asked for, or the best one there is. Raises `UserError` when it is not there."""
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name} cannot be used here: {one_line(error)}") from error
+    return device
+
+
+def source_of(name_or_path: str) -> str:
+    """What from_pretrained is to be given: the folder, if it is one."""
+    folder = Path(name_or_path).expanduser()
+    return str(folder) if folder.is_dir() else name_or_path
+
+
+def dtype_on(device):
+    return torch.float32 if torch.device(device).type == "cpu" else "auto"
+
+
+def why_not(error: BaseException) -> str:
+    """Why a model cannot be loaded, in one line."""
+    reason = one_line(error)
+    if "trust_remote_code" in str(error):
+        reason += "; pass --trust_remote_code to run the code it brings"
+    elif "ignore_mismatched_sizes" in str(error):
+        reason = "its weights have other shapes than its config.json says"
+    return reason
+
+
+def require_whole(report: dict, model_type: str, shown: str) -> None:
+    """transformers only warns of missing weights and draws them at random, which would give figures that mean nothing."""
+    lacking = sorted(report["missing_keys"])
+    if lacking:
+        raise UserError(
+            f"{shown} lacks {len(lacking)} weights of its {model_type} model, the first is {lacking[0]}; it is the "
+            "checkpoint of another model, or not a whole one"
+        )
+
+
+def is_empty_tokenizer(tokenizer) -> bool:
+    """Where a folder has no tokenizer files, transformers 5 makes an empty tokenizer of the model's class, silently."""
+    return tokenizer is None or len(tokenizer) <= len(set(tokenizer.all_special_ids))
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The first paragraph of an error's message on one line."""
+    text = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,89 @@
+"""Which corpus, and what of it is held out: the arguments every script shares."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from imagedex.command_line import argument
+
+
+@dataclass
+class CorpusArguments:
+    """Which corpus, and what of it is held out."""
+
+    _argument_group_name = "data"
+
+    dataset_name: str | None = argument(
+        "Hub id, built-in name (shape_scenes; nq10k for run_dsi.py), or a folder; its form is recognised and said."
+    )
+    dataset_config_name: str | None = argument("Configuration of the dataset (for shape_scenes: how many scenes).")
+    train_file: str | None = argument("CSV, JSONL or Parquet of pictures and captions to train on.")
+    validation_file: str | None = argument("CSV, JSONL or Parquet to evaluate on.")
+    image_dir: str | None = argument("Root of the pictures that train_file and validation_file name.")
+    visual_genome_dir: str | None = argument("Visual Genome's pictures, for LXMERT's files with sources beside COCO.")
+    image_column: str | None = argument("Column with the picture; found by itself when there is one candidate.")
+    caption_column: str | None = argument("Column with the caption or the list of captions; found likewise.")
+    held_out_captions_per_image: int = argument("Keep this many captions of each picture for evaluation.", 0)
+    held_out_images: float = argument("Keep all captions of this fraction of the pictures for evaluation.", 0.0)
+    split_seed: int = argument("Seed of the hash that decides what is held out; the same in every script.", 0)
+    max_train_samples: int | None = argument("Train on the captions of only this many pictures.")
+    max_eval_samples: int | None = argument(
+        "Evaluate on the captions of only this many pictures (the gallery stays whole)."
+    )
+    unreadable_images: Literal["error", "skip"] = argument(
+        "A picture that cannot be read: stop, or leave it out and say so.", "error"
+    )
+    preprocessing_num_workers: int | None = argument("Processes that check, decode and tokenise before training.")
+    max_text_length: int | None = argument(
+        "Longest sentence in tokens; longer ones are cut, and counted in the log. For a new model 75, else as it was trained."
+    )
+    image_size: int | None = argument(
+        "Side in pixels pictures are resized to when the vision tower starts from scratch."
+    )
+    keep_pixels: bool = argument(
+        "Decode and resize every picture once and keep the bytes, instead of each time it is seen.", False
+    )
+    image_augmentation: Literal["none", "random_resized_crop"] = argument(
+        "Training pictures as they are, or a random part (8 to 100 percent of the area), mirrored in half of the cases.",
+        "none",
+    )
+
+    def __post_init__(self):
+        if self.keep_pixels and self.image_augmentation != "none":
+            raise ValueError(
+                f"--keep_pixels keeps each picture once, so --image_augmentation {self.image_augmentation} cannot cut it "
+                "anew each time; give one of the two"
+            )
+
+
+@dataclass
+class DataArguments(CorpusArguments):
+    """What only the dual encoder can do with a corpus: stream it, and search a part of the gallery."""
+
+    _argument_group_name = "data"
+
+    dataset_name: str | None = argument(
+        "Hub id, built-in name (shape_scenes), or a folder; its form is recognised and said. With --streaming: a folder of "
+        "tar shards or a Hub id to train on."
+    )
+    train_file: str | None = argument(
+        "CSV, JSONL or Parquet of pictures and captions to train on. With --streaming: tar shards, as a glob, a URL or "
+        "'shards/{00000..00009}.tar'; --dataset_name may then name a corpus to evaluate on."
+    )
+    eval_gallery: Literal["all", "held_out"] = argument(
+        "Search all pictures, or with held_out_images only those.", "all"
+    )
+    streaming: bool = argument(
+        "Train on tar shards in webdataset layout (000000.jpg with 000000.txt, a caption a line, or 000000.json, a caption "
+        "or a list of them) as they are read, again and again for --max_steps; nothing is stored.",
+        False,
+    )
+    shuffle_buffer_size: int = argument(
+        "With --streaming: captions, with their undecoded pictures, that each process or DataLoader worker holds and draws "
+        "from. 0: in the order of the shards.",
+        1000,
+    )
+
+    def __post_init__(self):
+        if self.shuffle_buffer_size < 0:
+            raise ValueError(f"--shuffle_buffer_size {self.shuffle_buffer_size}: give 0 or more")
+        super().__post_init__()

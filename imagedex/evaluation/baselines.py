@@ -1,0 +1,193 @@
+"""What a trained model has to beat, computed from the captions alone.
+
+BM25 over the captions of each picture joined, and the mean of each picture's caption vectors under a text encoder.
+Neither sees a pixel. `baseline_rows` gives both rows for a set of queries, to be printed beside a model's figures.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from imagedex.encoding.vectors import encode_texts
+from imagedex.errors import UserError
+from imagedex.evaluation.exact import BLOCK_SCORES, similarity
+from imagedex.metrics.hits_at_k.hits_at_k import rank_from_scores, summarize_ranks
+
+_WORD = re.compile(r"\w+")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case runs of word characters (letters, digits, underscore, in any script). No stemming, no stop words."""
+    return _WORD.findall(text.lower())
+
+
+class BM25:
+    """Okapi BM25 over inverted lists.
+
+    score(q, d) = sum over the query's words w, repeated words counted again, of
+        idf(w) * tf * (k1 + 1) / (tf + k1 * (1 - b + b * |d| / mean |d|))
+    with idf(w) = log((N - n + 0.5) / (n + 0.5)), n the documents that have w. Words in more than half of the documents
+    would score below zero; they get `epsilon` times the mean idf instead, as in the rank_bm25 package. Robertson and
+    Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009; the floor: Trotman et al., 2014.
+
+    Args:
+        documents: one list of words a document. Documents without words score 0.
+        epsilon: of the floor; None: no floor but Lucene's idf, log(1 + (N - n + 0.5) / (n + 0.5)), which stays above zero.
+    """
+
+    def __init__(
+        self, documents: Iterable[Sequence[str]], k1: float = 1.5, b: float = 0.75, epsilon: float | None = 0.25
+    ):
+        counts = [Counter(document) for document in documents]
+        self.num_documents = len(counts)
+        lengths = np.array([count.total() for count in counts], dtype=np.float64)
+        mean_length = lengths.mean() if lengths.any() else 1.0
+        norms = k1 * (1 - b + b * lengths / mean_length)  # (N,)
+
+        occurrences: dict[str, tuple[list[int], list[int]]] = {}
+        for row, count in enumerate(counts):
+            for word, frequency in count.items():
+                rows, frequencies = occurrences.setdefault(word, ([], []))
+                rows.append(row)
+                frequencies.append(frequency)
+        odds = {
+            word: (self.num_documents - len(rows) + 0.5) / (len(rows) + 0.5) for word, (rows, _) in occurrences.items()
+        }
+        idf = {word: math.log(odd if epsilon is not None else 1 + odd) for word, odd in odds.items()}
+        floor = epsilon * sum(idf.values()) / len(idf) if idf and epsilon is not None else 0.0
+        # word -> documents that have it, and what it adds to the score of each
+        self.postings: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for word, (rows, frequencies) in occurrences.items():
+            rows, tf = np.array(rows), np.array(frequencies, dtype=np.float64)
+            weight = idf[word] if idf[word] >= 0 else floor
+            self.postings[word] = rows, weight * tf * (k1 + 1) / (tf + norms[rows])
+
+    def scores(self, queries: Sequence[Sequence[str]]) -> np.ndarray:
+        """(Q, N) float64 scores of queries given as words."""
+        scores = np.zeros((len(queries), self.num_documents))
+        for row, query in zip(scores, queries, strict=True):
+            for word in query:
+                if word in self.postings:
+                    documents, added = self.postings[word]
+                    row[documents] += added  # a document stands once in a list, so += loses nothing
+        return scores
+
+
+class TextEncoder:
+    """A text encoder folder or Hub id: AutoModel, mean of the last states over the tokens that are not padding.
+
+    Raises:
+        UserError: the name cannot be loaded as a text encoder.
+    """
+
+    def __init__(self, name_or_path: str | Path):
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+            self.model = AutoModel.from_pretrained(name_or_path)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"cannot load a text encoder from {name_or_path}: {reason}") from error
+        kind = self.model.config.model_type
+        # by what was built: the config of a T5 encoder saved alone denies its decoder, which AutoModel adds all the same
+        if hasattr(self.model, "decoder") or getattr(self.model.config, "text_config", None) is not None:
+            raise UserError(
+                f"{name_or_path} is a {kind} model, not a text encoder alone; give a BERT, MiniLM, MPNet or the like"
+            )
+
+    def encode(
+        self, sentences: Sequence[str], batch_size: int = 256, device=None, progress: bool = False
+    ) -> torch.Tensor:
+        """(Q, D) float32 unit vectors on the CPU."""
+        return encode_texts(_MeanPooled(self.model).eval(), self.tokenizer, sentences, batch_size, device, progress)
+
+
+class _MeanPooled(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def get_text_features(self, input_ids, attention_mask, token_type_ids=None):
+        optional = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        states = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, **optional
+        ).last_hidden_state  # (B, T, D)
+        weights = attention_mask[..., None].to(states.dtype)
+        return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def mean_caption_vectors(encoder: TextEncoder, captions: Sequence[Sequence[str]], **options) -> torch.Tensor:
+    """(N, D) float32: each picture's caption vectors averaged and normalised; NaN where a picture has no caption."""
+    flat = [caption for own in captions for caption in own]
+    owner = torch.tensor([row for row, own in enumerate(captions) for _ in own])
+    vectors = encoder.encode(flat, **options)  # (all captions, D)
+    sums = torch.zeros(len(captions), vectors.shape[1]).index_add_(0, owner, vectors)
+    means = torch.nn.functional.normalize(sums, dim=1)
+    means[torch.tensor([not own for own in captions])] = torch.nan
+    return means
+
+
+def baseline_rows(
+    train_captions: Mapping[str, Sequence[str]],
+    queries: Sequence[tuple[str, str]],
+    text_encoder: str | Path | None = None,
+    *,
+    gallery: Sequence[str] | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    batch_size: int = 256,
+    device=None,
+    progress: bool = False,
+    block_scores: int = BLOCK_SCORES // 2,
+) -> dict[str, dict[str, float]]:
+    """Both baselines on the same captions and queries.
+
+    Args:
+        train_captions: image_id -> the captions that may be used; the queries must not be among them.
+        queries: (sentence, image_id of the right picture).
+        text_encoder: folder or Hub id of a text encoder; without it there is only the BM25 row.
+        gallery: the image_ids that can be found, default those of `train_captions`. A picture without captions scores 0
+            with BM25 and -infinity with caption vectors.
+
+    Returns:
+        row name -> `hits@k`, `mrr`, `median_rank`, `gallery_size`; names "BM25" and "caption vectors".
+
+    Raises:
+        ValueError: no queries, or a query whose picture is not in the gallery.
+        UserError: the text encoder cannot be loaded.
+    """
+    image_ids = list(train_captions if gallery is None else gallery)
+    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+    strangers = [image_id for _, image_id in queries if image_id not in row_of]
+    if strangers or not queries:
+        raise ValueError(
+            f"{len(strangers)} of {len(queries)} queries ask for pictures outside the gallery: {strangers[:3]}"
+        )
+    captions = [list(train_captions.get(image_id, ())) for image_id in image_ids]
+    sentences = [sentence for sentence, _ in queries]
+    targets = np.array([row_of[image_id] for _, image_id in queries])
+
+    def figures(blocks: Iterator[tuple[slice, np.ndarray]]) -> dict[str, float]:
+        ranks = [rank_from_scores(scores, targets[rows]) for rows, scores in blocks]
+        return summarize_ranks(np.concatenate(ranks), ks=ks) | {"gallery_size": len(image_ids)}
+
+    blocks = _slices(len(queries), max(1, block_scores // len(image_ids)))
+    bm25 = BM25(words(" ".join(own)) for own in captions)
+    asked = [words(sentence) for sentence in sentences]
+    rows = {"BM25": figures((block, bm25.scores(asked[block])) for block in blocks)}
+    if text_encoder is not None:
+        encoder = TextEncoder(text_encoder)
+        options = {"batch_size": batch_size, "device": device, "progress": progress}
+        vectors = mean_caption_vectors(encoder, captions, **options)
+        query_vectors = encoder.encode(sentences, **options)
+        cosines = (similarity(query_vectors[block], vectors).nan_to_num(nan=-torch.inf).numpy() for block in blocks)
+        rows["caption vectors"] = figures(zip(blocks, cosines, strict=True))
+    return rows
+
+
+def _slices(total: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, total)) for start in range(0, total, step)]

@@ -1,0 +1,99 @@
+"""Rankings and the files they are kept in: JSON lines, Parquet, or Maria's tab-separated lines of file names."""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from imagedex.errors import UserError
+from imagedex.files import write_atomically
+
+FORMATS = ("jsonl", "parquet", "tsv")
+
+
+@dataclass
+class Ranking:
+    """The pictures found for one query, best first.
+
+    Attributes:
+        query: the sentence that was asked.
+        images: image_ids, at most k, no repeats.
+        scores: as many, descending (cosines for vectors, log-probabilities for identifiers).
+        target: the right picture's image_id, where it is known.
+        rank: where the target stands in the whole gallery, ties counted against it; `math.inf` when it was not found.
+    """
+
+    query: str
+    images: list[str]
+    scores: list[float]
+    target: str | None = None
+    rank: float | None = None
+
+
+def rankings_path(folder: str | Path, output_format: str) -> Path:
+    return Path(folder) / f"rankings.{output_format}"
+
+
+def check_names(image_ids: Sequence[str], output_format: str) -> None:
+    """Raises `UserError` when a name has a tab or a line break and the format is tab-separated lines."""
+    broken = [name for name in image_ids if output_format == "tsv" and any(sign in name for sign in "\t\n\r")]
+    if broken:
+        raise UserError(
+            f"{len(broken)} pictures have a tab or a line break in their name, the first is {broken[0]!r}: "
+            "tsv cannot hold them, use --output_format jsonl"
+        )
+
+
+def write_rankings(rankings: Sequence[Ranking], path: str | Path) -> Path:
+    """Writes `query`, `images` and `scores` in the form of the file's extension: .jsonl, .parquet or .tsv.
+
+    A .tsv holds, on one line a query, its file names alone, separated by tabs: the form of Maria's retrieval results.
+    """
+    path = Path(path)
+    output_format = _format_of(path)
+    if output_format == "tsv":
+        check_names([name for ranking in rankings for name in ranking.images], "tsv")
+        content = "".join("\t".join(ranking.images) + "\n" for ranking in rankings)
+    elif output_format == "jsonl":
+        content = "".join(json.dumps(_row(ranking), ensure_ascii=False) + "\n" for ranking in rankings)
+    else:
+        strings, floats = pyarrow.list_(pyarrow.string()), pyarrow.list_(pyarrow.float64())
+        schema = pyarrow.schema([("query", pyarrow.string()), ("images", strings), ("scores", floats)])
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([_row(r) for r in rankings], schema), buffer)
+        content = buffer.getvalue()
+    write_atomically(path, content)
+    return path
+
+
+def read_rankings(path: str | Path) -> list[Ranking]:
+    """What `write_rankings` wrote; from a .tsv the queries come back empty and without scores."""
+    path = Path(path)
+    output_format = _format_of(path)
+    if output_format == "parquet":
+        return [Ranking(**row) for row in pyarrow.parquet.read_table(path).to_pylist()]
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # not splitlines: names may hold other line separators
+    if output_format == "tsv":
+        return [Ranking("", line.split("\t") if line else [], []) for line in lines]
+    return [Ranking(**json.loads(line)) for line in lines]
+
+
+def short_float(value: float) -> float:
+    """A float32 score as the shortest decimal that gives the same float32 back (0.3, not 0.30000001192092896)."""
+    return float(str(np.float32(value)))
+
+
+def _row(ranking: Ranking) -> dict:
+    return {"query": ranking.query, "images": ranking.images, "scores": ranking.scores}
+
+
+def _format_of(path: Path) -> str:
+    output_format = path.suffix[1:]
+    if output_format not in FORMATS:
+        raise UserError(f"{path}: rankings are kept as {', '.join('.' + name for name in FORMATS)}")
+    return output_format

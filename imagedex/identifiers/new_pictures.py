@@ -1,0 +1,188 @@
+"""Identifiers for pictures that a model was not trained on: the quantizer stays as it was, nothing is trained.
+
+Their vectors must come from where those of the trained pictures came from. That is not taken on trust: trained pictures are
+encoded again, and most of them have to get the code that they have.
+"""
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from imagedex.encoding.dual_encoder import DualEncoder, load_dual_encoder
+from imagedex.encoding.vectors import encode_images, encode_texts, picture_batches
+from imagedex.errors import UserError
+from imagedex.evaluation.baselines import mean_caption_vectors, words
+from imagedex.identifiers.schemes import VECTOR_SCHEMES, extend_identifiers
+from imagedex.identifiers.vectors import mean_vision_states
+from imagedex.modeling.identifiers import Identifiers
+
+logger = logging.getLogger(__name__)
+
+VECTORS_FLAG = "identifier_vectors_from"
+MOST_CHECKED = 256  # trained pictures that are encoded again
+LEAST_AGREEMENT = 0.9  # share of them whose code must come out as it is; other encoders reach about 1 / codes
+
+
+class Indexed(Protocol):
+    """A model that writes identifiers, opened."""
+
+    name: str
+    model: torch.nn.Module
+    processor: object
+    identifiers: Identifiers
+
+
+@dataclass
+class NewPictures:
+    """Adds what a gallery has beyond a model's identifiers.
+
+    Attributes:
+        vectors_from: folder of the XMatchingModel whose vectors the identifiers were made from; None: not given.
+        vectors_of: "images", or "captions": what a new picture's vector is made from.
+        gallery: rows of the schema; its `captions` hold only what may be used.
+        asked: the queries; a caption that is one of them is never used.
+    """
+
+    vectors_from: str | None
+    vectors_of: str
+    gallery: object
+    asked: Sequence[str] = ()
+    device: str | torch.device = "cpu"
+    batch_size: int = 64
+    num_workers: int = 0
+    progress: bool = False
+
+    def identifiers(self, parts: Indexed, missing: Sequence[str]) -> Identifiers:
+        """Those of the model, and behind them those of the missing pictures.
+
+        Raises:
+            UserError: a scheme that cannot grow, vectors that cannot be had, or that are of another encoder.
+        """
+        identifiers = parts.identifiers
+        if identifiers.scheme not in VECTOR_SCHEMES:
+            return extend_identifiers(identifiers, missing, None, parts.processor.tokenizer)  # says why it cannot
+        encode, encoder = self.picture_encoder(parts)
+        self.check(parts, encode)
+        by_captions = self.vectors_of == "captions"
+        vectors = self.caption_vectors(encoder, missing) if by_captions else encode(self.rows(missing))
+        extended = extend_identifiers(identifiers, missing, vectors, parts.processor.tokenizer)
+        logger.info(
+            "%d pictures have got %s identifiers without training, beside the %d of %s",
+            len(missing), identifiers.scheme, len(identifiers), parts.name,
+        )  # fmt: skip
+        return extended
+
+    def picture_encoder(self, parts: Indexed):
+        """(rows -> vectors (M, D), the dual encoder they come from or None). Raises `UserError`."""
+        source = parts.identifiers.source.get("vectors")
+        given = self.vectors_from
+        if source == "text":
+            raise UserError(
+                f"{parts.name}: its identifiers were made from the words of the training captions, and a new picture has none "
+                "there; train with --identifier_vectors_from an XMatchingModel or --identifier_vectors vision to be able to "
+                "add pictures"
+            )
+        if source == "vision":
+            if given or self.vectors_of == "captions":
+                name = VECTORS_FLAG if given else "new_image_vectors captions"
+                raise UserError(
+                    f"--{name}: the identifiers of {parts.name} were made from its own vision tower, and new ones are too; "
+                    "leave it out"
+                )
+            return lambda rows: self.tower_vectors(parts, rows), None
+        if not given:
+            raise UserError(
+                f"{parts.name}: new pictures get identifiers from the vectors of the XMatchingModel that it was trained with; "
+                f"give its folder with --{VECTORS_FLAG}"
+            )
+        encoder = load_dual_encoder(given, device=self.device, flag=VECTORS_FLAG)
+        options = (self.batch_size, self.device, self.num_workers, self.progress)
+        return lambda rows: encode_images(encoder.model, encoder.image_processor, rows, *options).numpy(), encoder
+
+    def check(self, parts: Indexed, encode) -> None:
+        """Raises `UserError` when trained pictures do not get the codes they have: the vectors are of another encoder."""
+        identifiers = parts.identifiers
+        there = set(self.gallery["image_id"])
+        added = set(identifiers.added_image_ids)  # which may have been made from captions
+        known = [name for name in identifiers.image_ids if name in there and name not in added]
+        known = known[:: -(-len(known) // MOST_CHECKED)] if known else []
+        if not known:
+            logger.warning("no trained picture is in the gallery, so the vectors of the new ones cannot be checked")
+            return
+        share = agreement(identifiers, known, encode(self.rows(known)))
+        if share < LEAST_AGREEMENT:
+            what = (
+                "its vision tower has learned since the identifiers were made from it"
+                if identifiers.source.get("vectors") == "vision"
+                else f"--{VECTORS_FLAG} {self.vectors_from} is another model than at training"
+            )
+            raise UserError(
+                f"{parts.name} cannot be given new pictures: only {share:.0%} of {len(known)} trained pictures get the code "
+                f"that they have in it, so {what}, or the pictures have changed"
+            )
+
+    def caption_vectors(self, encoder: DualEncoder, image_ids: Sequence[str]) -> np.ndarray:
+        """(M, D): the mean of the vectors of each picture's captions, of length 1. Raises `UserError`."""
+        rows = self.rows(image_ids)
+        asked = {tuple(words(query)) for query in self.asked}
+        captions = [[text for text in own if tuple(words(text)) not in asked] for own in rows["captions"]]
+        dropped = sum(map(len, rows["captions"])) - sum(map(len, captions))
+        if dropped:
+            logger.warning(
+                "%d captions of new pictures are asked as queries, and are not used for their vectors", dropped
+            )
+        silent = [image_id for image_id, own in zip(image_ids, captions, strict=True) if not own]
+        if silent:
+            raise UserError(
+                f"--new_image_vectors captions: {len(silent)} of {len(image_ids)} new pictures have no caption that may be "
+                f"used, the first is {silent[0]!r}; give a --dataset_name with captions of them that are neither held out nor "
+                "asked, or --new_image_vectors images"
+            )
+        texts = _Texts(encoder)
+        options = {"device": self.device, "progress": self.progress}
+        return mean_caption_vectors(texts, captions, **options).numpy()
+
+    def tower_vectors(self, parts: Indexed, rows) -> np.ndarray:
+        """(M, width): the mean of the vision tower's states of each picture, as at training."""
+        starts = range(0, len(rows), self.batch_size)
+        batches = [range(start, min(start + self.batch_size, len(rows))) for start in starts]
+        pixels = picture_batches(parts.processor.image_processor, rows, batches, self.num_workers)
+        return mean_vision_states(parts.model, pixels, self.device, self.progress)
+
+    def rows(self, image_ids: Collection[str]):
+        """The gallery's rows of these pictures, in their order."""
+        row_of = {image_id: row for row, image_id in enumerate(self.gallery["image_id"])}
+        return self.gallery.select([row_of[image_id] for image_id in image_ids])
+
+
+@dataclass
+class _Texts:
+    """A dual encoder's text side, as `mean_caption_vectors` asks for it."""
+
+    encoder: DualEncoder
+
+    def encode(self, sentences: Sequence[str], **options) -> torch.Tensor:
+        encoder = self.encoder
+        return encode_texts(encoder.model, encoder.tokenizer, sentences, text_kwargs=encoder.text_kwargs, **options)
+
+
+def agreement(identifiers: Identifiers, image_ids: Sequence[str], vectors) -> float:
+    """The share of these pictures to whom the quantizer gives, from these vectors (M, D), the code in their identifier."""
+    quantizer, vectors = identifiers.quantizer, torch.as_tensor(vectors).float()
+    if quantizer is None or vectors.shape[1] != quantizer.width:
+        return 0.0
+    codes, same = quantizer.encode(vectors).tolist(), 0
+    token_of = identifiers.known_tokens | identifiers.new_tokens
+    if identifiers.scheme == "rq":
+        for image_id, own in zip(image_ids, codes, strict=True):
+            expected = [token_of[f"<code_{level}_{code}>"] for level, code in enumerate(own)]
+            same += identifiers.sequence(image_id)[: len(own)] == expected
+    else:
+        digit_of = {token_of[text]: digit for digit, text in enumerate(identifiers.source["digits"])}
+        for image_id, leaf in zip(image_ids, codes, strict=True):
+            same += quantizer.leaf_of([digit_of[token] for token in identifiers.sequence(image_id)])[0] == leaf
+    return same / len(codes)

@@ -1,0 +1,183 @@
+"""A model's card, filled from the run that made it."""
+
+import importlib.metadata
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from imagedex import DATA
+from imagedex.corpora import RetrievalSplits
+from imagedex.corpora.arguments import CorpusArguments
+from imagedex.files import write_atomically
+
+TEMPLATES = DATA / "model_cards"
+HYPERPARAMETERS = (
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size",
+    "learning_rate", "text_learning_rate", "vision_learning_rate", "embedding_learning_rate", "lr_scheduler_type",
+    "warmup_steps", "weight_decay",
+    "max_grad_norm", "optim", "bf16", "seed",
+)  # fmt: skip
+FIGURES = ("hits@1", "hits@5", "hits@10", "mrr", "median_rank")
+
+
+@dataclass
+class CardFacts:
+    """What a card says of the run: the corpus, what asks for what, and the figures ("eval_..." as Trainer names them; none:
+    nothing held out)."""
+
+    corpus: str
+    train_size: str
+    held_out: str
+    asking: str = "sentence → picture"
+    metrics: dict = field(default_factory=dict)
+    baselines: dict = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, splits: RetrievalSplits, data: CorpusArguments) -> "CardFacts":
+        streaming = getattr(data, "streaming", False)
+        if streaming:
+            size = f"a {splits.train.form}"
+        else:
+            asking, found = getattr(splits, "nouns", ("captions", "pictures"))
+            size = f"{len(splits.train)} {found}, {sum(map(len, splits.train['captions']))} {asking}"
+        if splits.evaluation is None:
+            held_out = "Nothing was held out."
+        elif data.held_out_captions_per_image:
+            held_out = f"{data.held_out_captions_per_image} caption(s) of each picture were held out; all pictures were trained."
+        elif data.held_out_images:
+            held_out = f"All captions of {data.held_out_images:.0%} of the pictures were held out."
+        elif streaming:
+            held_out = "Evaluated on a corpus of its own."
+        else:
+            held_out = "Evaluated on the corpus's own split."
+        name = (data.train_file or data.dataset_name) if streaming else (data.dataset_name or data.train_file)
+        asking = "question → document" if getattr(splits, "documents", False) else cls.asking
+        return cls(Path(name).name if Path(name).exists() else name, size, held_out, asking)
+
+
+def rate_rows(facts: CardFacts) -> dict[str, dict]:
+    """The model's figures in both directions, then the baselines'."""
+    rows = {}
+    for name, prefix in ((facts.asking, "eval_"), ("picture → sentence", "eval_image_to_text_")):
+        row = {figure: facts.metrics[prefix + figure] for figure in FIGURES if prefix + figure in facts.metrics}
+        if row:
+            rows[name] = row
+    return rows | facts.baselines
+
+
+def plain(value):
+    """An enumeration's value ("cosine"), anything else as it is."""
+    return getattr(value, "value", value)
+
+
+def tower_name(config) -> str:
+    name = getattr(config, "_name_or_path", "")
+    return (
+        f"{config.model_type} (`{Path(name).name if Path(name).is_absolute() else name}`)"
+        if name
+        else config.model_type
+    )
+
+
+def t5_name(config) -> str:
+    """How large a T5 is, and where it started from."""
+    name = getattr(config, "_name_or_path", "")
+    layers = f"{config.num_layers} encoder and {config.num_decoder_layers} decoder layers of width {config.d_model}"
+    return layers + (f", started from `{Path(name).name if Path(name).is_absolute() else name}`" if name else "")
+
+
+def write_model_card(
+    path: Path | str,
+    template: str,
+    model,
+    args,
+    facts: CardFacts,
+    pipeline_tag: str | None = "feature-extraction",
+    **variables,
+) -> None:
+    """Renders `model_cards/<template>.md` to `path`.
+
+    Args: model, a PreTrainedModel; args, its TrainingArguments; facts, what the run measured; variables, what else the
+    template asks for.
+    """
+    model_id = args.hub_model_id or Path(args.output_dir).resolve().name
+    config = model.config
+    results = [
+        EvalResult(
+            task_type="image-text-retrieval",
+            dataset_type="imagefolder",
+            dataset_name=facts.corpus,
+            metric_type=figure,
+            metric_name=figure,
+            metric_value=round(facts.metrics[f"eval_{figure}"], 4),
+        )
+        for figure in FIGURES
+        if f"eval_{figure}" in facts.metrics
+    ]
+    data = ModelCardData(
+        model_name=model_id.split("/")[-1],
+        library_name="transformers",
+        **({"pipeline_tag": pipeline_tag} if pipeline_tag else {}),
+        tags=["imagedex", config.model_type, "image-retrieval", "text-to-image-retrieval"],
+        **({"eval_results": results} if results else {}),
+    )
+    parameters = list(model.parameters())
+    variables = {
+        "model_name": model_id.split("/")[-1],
+        "model_id": model_id,
+        "config": config,
+        "text_tower": tower_name(getattr(config, "text_config", config)),
+        "vision_tower": tower_name(config.vision_config) if hasattr(config, "vision_config") else None,
+        "parameters": f"{sum(p.numel() for p in parameters):,}",
+        "trained_parameters": f"{sum(p.numel() for p in parameters if p.requires_grad):,}",
+        "hyperparameters": {
+            name: plain(value) for name in HYPERPARAMETERS if (value := getattr(args, name, None)) is not None
+        },
+        "rows": rate_rows(facts),
+        "queries": facts.metrics.get("eval_queries"),
+        "gallery_size": facts.metrics.get("eval_gallery_size"),
+        "folds": facts.metrics.get("eval_folds"),
+        "compared": bool(facts.baselines),
+        "versions": ", ".join(
+            f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "torch", "datasets")
+        ),
+        **{name: getattr(facts, name) for name in ("corpus", "train_size", "held_out", "metrics")},
+    } | variables
+    card = ModelCard.from_template(data, template_path=str(TEMPLATES / f"{template}.md"), **variables)
+    write_atomically(path, str(card))
+
+
+def write_xmatching_card(path: Path | str, trainer, facts: CardFacts) -> None:
+    write_model_card(path, "xmatching", trainer.model, trainer.args, facts)
+
+
+def write_dsi_card(
+    path: Path | str, trainer, facts: CardFacts, nouns: tuple[str, str], step: str, training_mix: str | None = None
+):
+    """The card of a generative model.
+
+    Args: trainer, a `DSITrainer`; nouns, what asks and what is found; step, "retrieval", "indexing" or "captioning";
+    training_mix, how many items were shown.
+    """
+    model, identifiers = trainer.model, trainer.identifiers
+    asking, found = nouns
+    variables = {
+        "t5": t5_name(model.config),
+        "asking": asking,
+        "found": found,
+        "step": step,
+        "training_mix": training_mix,
+        "num_beams": trainer.args.num_beams,
+        "memorised": facts.metrics.get("eval_memorised"),
+    }
+    if identifiers is None:
+        return write_model_card(path, "captioning", model, trainer.args, facts, None, **variables)
+    variables |= {
+        "gallery_size": len(identifiers),
+        "identifier_scheme": identifiers.scheme,
+        "identifier_length": identifiers.max_length,
+        "prompt": trainer.processing_class.prompt,
+        "metrics": facts.metrics if "eval_hits@1" in facts.metrics else {},  # of sentences; pictures have `memorised`
+    }
+    return write_model_card(path, model.config.model_type, model, trainer.args, facts, None, **variables)

@@ -1,0 +1,81 @@
+"""Arguments of run_xmatching.py beside those every training script has."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from imagedex.command_line import argument, read_config
+from imagedex.training.arguments import RunArguments
+
+
+@dataclass
+class XMatchingArguments:
+    """The dual encoder. What is left out keeps the value of the model's config (Maria's, when it is a new model)."""
+
+    _argument_group_name = "dual encoder"
+
+    text_model_name_or_path: str | None = argument("Pretrained text tower, a folder or a Hub id.")
+    text_config: str | None = argument("Text tower from scratch: a mapping with model_type (JSON on the command line).")
+    text_pooling: Literal["first", "mean"] | None = argument("First token, or the mean over tokens.")
+    text_pooling_layers: int | None = argument("How many of the last layers are concatenated.")
+    vision_pooling: Literal["pooler", "first", "mean"] | None = argument(
+        "The tower's pooled output, first token, or mean."
+    )
+    text_head: Literal["mlp", "linear", "none"] | None = argument("Head on the pooled text state.")
+    vision_head: Literal["mlp", "linear", "none"] | None = argument("Head on the pooled image state.")
+    head_hidden_sizes: list[int] | None = argument("Widths of the hidden layers of an mlp head.")
+    head_dropout: float | None = argument("Dropout after each hidden layer of an mlp head, before a linear one.")
+    projection_dim: int | None = argument("Width of the embedding.")
+    freeze_text_tower: bool | None = argument("Leave the text tower as it is.")
+    freeze_vision_tower: bool | None = argument("Leave the vision tower as it is.")
+    loss_type: Literal["paired_hinge", "hinge", "hardest_hinge", "info_nce", "sigmoid"] | None = argument(
+        "Loss, see modeling/losses.py."
+    )
+    loss_margin: float | None = argument("Margin of the hinge losses, in cosine.")
+    loss_reduction: Literal["mean", "sum"] | None = argument("Average or sum of the hinge terms.")
+    mask_same_image: bool | None = argument("Captions of the same picture are not each other's negatives.")
+    negatives: Literal["local", "gathered"] | None = argument("Negatives from this process, or from all of them.")
+    logit_scale_init: float | None = argument("Start of the learned inverse temperature.")
+    logit_bias_init: float | None = argument("Start of the learned bias of the sigmoid loss.")
+
+    def __post_init__(self):
+        self.text_config = read_config("text_config", self.text_config)
+
+    def config_fields(self) -> dict:
+        """The fields of XMatchingConfig that were given."""
+        towers = ("text_model_name_or_path", "text_config")
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k not in towers}
+
+
+@dataclass
+class XMatchingTrainingArguments(RunArguments):
+    """What only the dual encoder's training knows."""
+
+    text_learning_rate: float | None = argument("Learning rate of the text tower; by default learning_rate.")
+    gradient_cache_chunk_size: int | None = argument(
+        "Rows of a batch that are in memory at once: gradient caching trains with batches of thousands on one device, with "
+        "the gradients of the plain step, for one more forward pass."
+    )
+    hardest_warmup_steps: float = argument(
+        "Steps in which hardest_hinge goes from all negatives to the hardest alone; below 1, that share of all steps.",
+        0.1,
+    )
+    five_fold: bool = argument("Karpathy's 1K protocol: evaluate within each fifth of the gallery, and average.", False)
+    shuffle_every_epoch: bool = argument(
+        "False: the captions are shuffled once, every epoch has the same batches.", True
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.gradient_cache_chunk_size is not None and self.gradient_cache_chunk_size < 1:
+            raise ValueError(f"--gradient_cache_chunk_size is {self.gradient_cache_chunk_size}; give 1 row or more")
+        if self.hardest_warmup_steps < 0:
+            raise ValueError(f"--hardest_warmup_steps is {self.hardest_warmup_steps}; give 0 or more")
+        if self.five_fold and self.compare_with_baselines:
+            raise ValueError(
+                "--five_fold searches a fifth of the gallery and the baselines all of it, so they cannot be compared; "
+                "leave --five_fold or --compare_with_baselines out"
+            )
+        self.label_names = ["image_ids"]
+        if not self.shuffle_every_epoch:
+            self.train_sampling_strategy = "sequential"  # of captions that were shuffled once

@@ -1,0 +1,1 @@
+"""Training of models that write identifiers: T5, CodebookT5, VisionGroundedT5."""

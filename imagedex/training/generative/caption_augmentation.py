@@ -1,0 +1,65 @@
+"""Training captions that differ each time they are seen: words left out, words of several captions mixed.
+
+Held-out captions say the same picture in other words; a model that has read only three sentences of each learns them by
+heart. Every draw comes from torch's generator: a seed repeats a run, and workers of a DataLoader differ from each other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from imagedex.command_line import argument
+
+
+@dataclass
+class CaptionAugmentationArguments:
+    """Training captions drawn anew every epoch; all off by default."""
+
+    _argument_group_name = "caption augmentation"
+
+    caption_word_dropout: float = argument("Leave each word of a training caption out with this probability.", 0.0)
+    caption_mixing: float = argument(
+        "Make this share of the training rows of words drawn from all trained captions of the picture, in their order.",
+        0.0,
+    )
+
+    def __post_init__(self):
+        if not 0 <= self.caption_word_dropout < 1:
+            raise ValueError(f"--caption_word_dropout {self.caption_word_dropout}: give 0 up to, not including, 1")
+        if not 0 <= self.caption_mixing <= 1:
+            raise ValueError(f"--caption_mixing {self.caption_mixing}: give a share from 0 to 1")
+
+    @property
+    def active(self) -> bool:
+        return self.caption_word_dropout > 0 or self.caption_mixing > 0
+
+    def draw(self, caption: str, siblings: Sequence[str]) -> str:
+        """The caption as it is read this time.
+
+        Args: siblings, all trained captions of the same picture, the caption among them.
+        """
+        words = caption.split()
+        if self.caption_mixing and chance(self.caption_mixing):
+            words = mixed(siblings, len(words))
+        return " ".join(kept(words, self.caption_word_dropout))
+
+
+def chance(probability: float) -> bool:
+    return torch.rand(1).item() < probability
+
+
+def mixed(captions: Sequence[str], count: int) -> list[str]:
+    """`count` different places among the words of all captions, in their order."""
+    words = [word for caption in captions for word in caption.split()]
+    places = torch.randperm(len(words))[:count].sort().values
+    return [words[place] for place in places.tolist()]
+
+
+def kept(words: list[str], dropout: float) -> list[str]:
+    """Each word with probability 1 - dropout; one of them, drawn at random, where none would stay."""
+    if not dropout or not words:
+        return words
+    stays = (torch.rand(len(words)) >= dropout).tolist()
+    left = [word for word, stay in zip(words, stays, strict=True) if stay]
+    return left or [words[torch.randint(len(words), (1,)).item()]]

@@ -1,0 +1,196 @@
+"""Trainer of the generative models: evaluation by constrained beams, identifiers saved beside the model."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import Seq2SeqTrainer, TrainerCallback
+from transformers.trainer_utils import speed_metrics
+
+from imagedex.metrics.hits_at_k.hits_at_k import rank_from_list, summarize_ranks
+from imagedex.modeling.constrained_decoding import rank_identifiers, sequence_log_probs
+from imagedex.modeling.identifiers import Identifiers
+from imagedex.training.generative.data import GenerativeEvaluation
+from imagedex.training.trainer_parts import TowerTrainerMixin
+
+logger = logging.getLogger(__name__)
+
+CUT_OFFS = (1, 5, 10)
+
+
+@dataclass
+class Answers:
+    """What was found for Q queries, on the CPU.
+
+    scores (Q, k) float32, descending, -inf behind the last; rows (Q, k) int64, rows of the identifiers, -1 there (both None
+    without identifiers); losses (Q,) float32, minus the log-probability of the right labels; lengths (Q,), their tokens;
+    milliseconds a query, of this process.
+    """
+
+    scores: torch.Tensor | None
+    rows: torch.Tensor | None
+    losses: torch.Tensor
+    lengths: torch.Tensor
+    milliseconds: float
+
+    @property
+    def loss(self) -> float:
+        """Mean over tokens, in nats."""
+        return (self.losses.double().sum() / self.lengths.sum()).item()
+
+    def ranks(self, targets: np.ndarray) -> list[float]:
+        """The rank of each query's right row; infinite where it was not found."""
+        ranks = []
+        for rows, scores, target in zip(self.rows.tolist(), self.scores.tolist(), targets.tolist(), strict=True):
+            found = sum(row >= 0 for row in rows)
+            ranks.append(rank_from_list(rows[:found], target, scores[:found]))
+        return ranks
+
+
+class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
+    """`eval_dataset` is a `GenerativeEvaluation`. Without `identifiers` (captioning) only the loss is measured."""
+
+    def __init__(self, *args, identifiers: Identifiers | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.identifiers = identifiers
+        self.model_accepts_loss_kwargs = False  # T5's own forward takes any keyword; its loss is a mean over this batch
+
+    @classmethod
+    def of(cls, parts, args, train, evaluation, write_card) -> "DSITrainer":
+        """Args: parts, of `build_parts`; train and evaluation, its datasets; write_card, see `PublishingMixin`."""
+        return cls(
+            model=parts.model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=evaluation,
+            data_collator=parts.rows.items.collator,
+            processing_class=parts.processor,
+            identifiers=parts.identifiers,
+            write_card=write_card,
+        )
+
+    def tower_rates(self):
+        return super().tower_rates() | {"shared.": self.args.embedding_learning_rate}
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's loss; label smoothing is added to it (over the rows that have labels), so that no part of it is lost."""
+        outputs = model(**inputs)
+        loss = outputs.loss
+        epsilon = self.args.label_smoothing_factor
+        if epsilon and model.training and "labels" in inputs:
+            loss = loss + epsilon * (uniform_loss(outputs.logits, inputs) - label_loss(outputs.logits, inputs))
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def answer(self, dataset, description: str) -> Answers:
+        """Ranks identifiers for all rows, in their order, gathered from every process."""
+        model, batches = self.evaluation_batches(dataset, description)
+        parts, queries, seconds = [], 0, 0.0
+        for batch in batches:
+            batch = self._prepare_inputs(batch)
+            labels = batch["labels"]
+            with self.autocast_smart_context_manager():
+                losses = -sequence_log_probs(model(**batch).logits, labels)
+                part = [losses, (labels != -100).sum(1)]
+                if self.identifiers is not None:
+                    started = time.perf_counter()
+                    inputs = {name: value for name, value in batch.items() if name != "labels"}
+                    part += rank_identifiers(model, self.identifiers, inputs, self.args.num_beams)
+                    seconds += time.perf_counter() - started
+            queries += len(labels)
+            parts.append([values.cpu() for values in self.accelerator.gather_for_metrics(tuple(part))])
+        losses, lengths, *found = (torch.cat(values) for values in zip(*parts, strict=True))
+        scores, rows = found or (None, None)
+        return Answers(scores, rows, losses, lengths, 1000 * seconds / max(1, queries))
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **gen_kwargs):
+        """Of the sentences: Hits@1/5/10, MRR, the loss (a token, in nats) and milliseconds a query (one process, batched).
+        Of the items themselves: `memorised`, Hits@1 of picture (document) -> identifier. And how many there were."""
+        started = time.time()
+        evaluation: GenerativeEvaluation = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics, asked = {}, 0
+        if evaluation.sentences is not None:
+            answers = self.answer(evaluation.sentences, "Answering")
+            asked += len(answers.losses)
+            if self.identifiers is not None:
+                summary = summarize_ranks(answers.ranks(evaluation.targets), ks=CUT_OFFS)
+                metrics |= {name: value for name, value in summary.items() if np.isfinite(value)}
+                metrics |= {"ms_per_query": answers.milliseconds}
+            metrics |= {"loss": answers.loss, "queries": asked}
+        if evaluation.items is not None:
+            answers = self.answer(evaluation.items, "Recalling")
+            metrics |= {
+                "memorised": summarize_ranks(answers.ranks(evaluation.item_targets))["hits@1"],
+                "memorised_samples": len(answers.losses),
+            }
+            metrics.setdefault("loss", answers.loss)
+            asked += len(answers.losses)
+        if self.identifiers is not None:
+            metrics |= {"gallery_size": len(self.identifiers)}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        metrics |= speed_metrics(metric_key_prefix, started, num_samples=asked)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def found(self, k: int, image_ids=None) -> tuple[list[list[float]], list[list[str]]]:
+        """The k best items for each sentence that is asked: their scores, descending, and their names. Fewer where the beams
+        found fewer."""
+        answers = self.answer(self.eval_dataset.sentences, "Answering")
+        rows = [[row for row in best[:k] if row >= 0] for best in answers.rows.tolist()]
+        scores = [values[: len(best)] for values, best in zip(answers.scores.tolist(), rows, strict=True)]
+        return scores, [[self.identifiers.image_ids[row] for row in best] for best in rows]
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        """As always, with the identifiers, without which the model on the Hub finds nothing."""
+        if self.identifiers is not None and self.is_world_process_zero():
+            self.identifiers.save_pretrained(self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if self.identifiers is not None and self.args.should_save:
+            self.identifiers.save_pretrained(output_dir or self.args.output_dir)
+
+
+class StopWhenMemorised(TrainerCallback):
+    """Ends training at the first evaluation in which `eval_memorised` reaches `share`, also when it did so before a stop."""
+
+    def __init__(self, share: float):
+        self.share = share
+
+    def reached(self, metrics: dict) -> bool:
+        return metrics.get("eval_memorised", 0.0) >= self.share
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if self.reached(metrics or {}):
+            control.should_training_stop = True
+            control.should_save = control.should_save or args.save_strategy != "no"
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if any(self.reached(entry) for entry in state.log_history):
+            control.should_training_stop = True
+
+
+def labelled_rows(logits: torch.Tensor, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities (R, L, V) and labels (R, L) of the rows that have labels (see `DSICollator`)."""
+    labels = inputs["labels"]
+    to_pictures = next((len(v) for name, v in inputs.items() if name.startswith("target_")), 0)
+    texts = len(inputs["input_ids"]) - to_pictures if "input_ids" in inputs else 0
+    rows = torch.cat([logits[:texts], logits[texts + to_pictures :]]) if to_pictures else logits
+    return F.log_softmax(rows[:, : labels.shape[1]].float(), dim=-1), labels
+
+
+def label_loss(logits: torch.Tensor, inputs: dict) -> torch.Tensor:
+    """Mean cross entropy over the labels."""
+    log_probs, labels = labelled_rows(logits, inputs)
+    return F.nll_loss(log_probs.flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+
+def uniform_loss(logits: torch.Tensor, inputs: dict) -> torch.Tensor:
+    """Mean cross entropy against the uniform distribution, over the same places."""
+    log_probs, labels = labelled_rows(logits, inputs)
+    return -log_probs.mean(-1)[labels != -100].mean()

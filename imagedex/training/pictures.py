@@ -1,0 +1,94 @@
+"""Pictures of a corpus as a training reads them: pixels, kept pixels, or states of a frozen tower; and batches of them."""
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, Value
+from tqdm.auto import tqdm
+
+from imagedex.modeling.picture_reading import read_cut_pictures, read_pictures
+
+IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")  # what image processors give
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Row -> what the image processor makes of the picture: `pixel_values` (3, height, width) float32, and what comes with it.
+
+    Args:
+        gallery: a corpus split, one row a picture.
+        image_processor: any; it resizes, crops and normalises as it says.
+        keep: read every picture once with `datasets.map` (parallel, cached on disk) and keep the numbers from then on.
+        augment: for training only, PIL picture -> PIL picture of the processor's size, in place of its resizing and
+            cropping (see `augmentation.py`).
+    """
+
+    def __init__(
+        self, gallery: Dataset, image_processor, keep: bool = False, num_proc: int | None = None, augment=None
+    ):
+        self.image_processor, self.augment = image_processor, augment
+        self.rows = gallery.select_columns(["image"])
+        self.kept: dict[str, tuple[tuple[int, ...], np.dtype]] = {}  # name -> shape and type of what is kept
+        if keep:
+            first = read_pictures([self.rows[0]["image"]], image_processor)
+            self.kept = {name: (tuple(value.shape[1:]), value.numpy().dtype) for name, value in first.items()}
+            self.rows = self.rows.map(
+                self._bytes_of,
+                batched=True,
+                batch_size=64,
+                num_proc=num_proc,
+                remove_columns=["image"],
+                features=Features({name: Value("binary") for name in self.kept}),
+                desc="Reading pictures",
+            )
+
+    def _bytes_of(self, batch: dict) -> dict[str, list[bytes]]:
+        inputs = read_pictures(batch["image"], self.image_processor)
+        return {name: [row.tobytes() for row in value.numpy()] for name, value in inputs.items()}
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        if self.kept:
+            stored = self.rows[row]
+            return {
+                name: torch.from_numpy(np.frombuffer(stored[name], dtype=dtype).reshape(shape).copy())
+                for name, (shape, dtype) in self.kept.items()
+            }
+        return picture_inputs(self.rows[row]["image"], self.image_processor, self.augment)
+
+
+def picture_inputs(picture, image_processor, augment=None) -> dict[str, torch.Tensor]:
+    """One picture as a row of a batch. Args: augment, as in `Pictures`."""
+    if augment is None:
+        inputs = read_pictures([picture], image_processor)
+    else:
+        inputs = read_cut_pictures([augment(picture)], image_processor)
+    return {name: value[0] for name, value in inputs.items()}
+
+
+class KeptStates(torch.utils.data.Dataset):
+    """Row -> {name: pooled states of a frozen tower}, computed once and kept in memory (4 bytes a number).
+
+    Args:
+        rows: token rows or `Pictures`, in the order they will be asked for.
+        name: "text_states" or "image_states".
+        pool: batch of tensors -> (rows, width) states.
+    """
+
+    def __init__(self, rows, name: str, pool, collator, batch_size: int, num_workers: int = 0):
+        loader = torch.utils.data.DataLoader(rows, batch_size, collate_fn=collator, num_workers=num_workers)
+        with torch.no_grad():
+            bar = tqdm(loader, desc=f"Keeping {name.replace('_', ' ')}", disable=None)
+            self.name, self.states = name, torch.cat([pool(batch).float().cpu() for batch in bar])
+
+    def __len__(self):
+        return len(self.states)
+
+    def __getitem__(self, row: int) -> dict:
+        return {self.name: self.states[row]}
+
+
+def stacked(rows: list[dict], prefix: str = "") -> dict[str, torch.Tensor]:
+    """What rows of pictures have, one below the other: pixels, or states that were kept."""
+    names = [prefix + name for name in (*IMAGE_INPUTS, "image_states") if rows and prefix + name in rows[0]]
+    return {name: torch.stack([row[name] for row in rows]) for name in names}

@@ -1,0 +1,34 @@
+"""A column of texts as tokens, written once and kept on disk; what is cut is counted aloud."""
+
+import logging
+
+import numpy as np
+from datasets import Dataset
+
+from imagedex.modeling.processing_retrieval import SentenceProcessor
+
+logger = logging.getLogger(__name__)
+
+TEXT_FIELDS = ("tokenizer", "prompt", "clean_text", "max_text_length")
+
+
+def token_table(texts: Dataset, column: str, processor, num_proc: int | None = None) -> Dataset:
+    """One row a text: the columns that the tokenizer gives. Args: processor, which writes and cuts each text."""
+    reader = SentenceProcessor(
+        *(getattr(processor, name) for name in TEXT_FIELDS)
+    )  # without pictures, for a small fingerprint
+
+    def write(batch):
+        tokens, cut = reader.tokens(batch[column])
+        return tokens | {"was_cut": cut}
+
+    rows = texts.select_columns([column]).map(
+        write, batched=True, num_proc=num_proc, remove_columns=[column], desc="Tokenising"
+    )
+    warn_of_cut(int(np.sum(rows["was_cut"])), len(rows), processor.max_text_length)
+    return rows.remove_columns("was_cut")
+
+
+def warn_of_cut(cut: int, total: int, limit: int | None) -> None:
+    if cut:
+        logger.warning("%d of %d texts are longer than %d tokens and were cut", cut, total, limit)
