@@ -2,6 +2,8 @@
 
 import os
 
+from transformers import AutoConfig
+
 from .constrained_decoding import rank_identifiers
 from .identifiers import Identifiers
 from .processing_retrieval import RetrievalProcessor
@@ -51,7 +53,8 @@ class RetrieveMixin:
     def load_processor(self) -> RetrievalProcessor:
         """How sentences and pictures are read, from where the weights came from."""
         name, options = self._source("processor")
-        return RetrievalProcessor.from_pretrained(name, **options)
+        AutoConfig.register(self.config.model_type, type(self.config), exist_ok=True)  # AutoTokenizer asks for it
+        return RetrievalProcessor.from_pretrained(name, trust_remote_code=False, **options)
 
     def retrieve(
         self,

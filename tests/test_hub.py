@@ -27,7 +27,8 @@ VISION_CONFIG = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8
 SENTENCES = ["red on the left and blue on the right", "a green half next to a yellow half"]
 MODEL_FILES = {
     "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json", "README.md",
-    "configuration_xmatching.py", "modeling_xmatching.py", "processing_retrieval.py", "picture_reading.py", "losses.py", "gathering.py", "towers.py",
+    "configuration_xmatching.py", "modeling_xmatching.py", "processing_retrieval.py", "picture_reading.py", "losses.py",
+    "gathering.py", "towers.py",
 }  # fmt: skip
 
 ELSEWHERE = """
