@@ -4,14 +4,13 @@ The score of an identifier is the sum of its tokens' log-probabilities over the 
 what the trie forbids is not renormalised away, and there is no length penalty.
 """
 
-from contextlib import contextmanager
-
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutput
 
 from .identifier_trie import IdentifierTrie
 from .identifiers import Identifiers
+from .towers import evaluating
 
 # `generate` marks beams that are copies, or do not end, by adding -1e9 to their score
 LEAST_SCORE = -1e8
@@ -74,7 +73,7 @@ def rank_identifiers(
     pad = _token_id(model, "pad_token_id")
     constraint = IdentifierConstraint(identifiers.trie, 1, pad)
     search = {"num_beams": beams, "num_return_sequences": returned, "length_penalty": 0.0, "early_stopping": False}
-    with _evaluating(model):
+    with evaluating(model):
         output = model.generate(
             **inputs,
             **(search | {"output_scores": True} if beams > 1 else {"num_beams": 1, "output_logits": True}),
@@ -115,7 +114,7 @@ def score_identifiers(model, identifiers: Identifiers, inputs: dict, rows=None, 
         (B, R) float32 log-probabilities, R = N without `rows`.
     """
     _check_vocabulary(identifiers.trie, model.config.vocab_size)
-    with _evaluating(model):
+    with evaluating(model):
         states, mask = _encode(model, inputs)
         labels = torch.from_numpy(identifiers.padded(rows)).to(states.device)
         start = _token_id(model, "decoder_start_token_id")
@@ -172,15 +171,3 @@ def _token_id(model, name: str) -> int:
         if value is not None:
             return value
     return 0 if name == "pad_token_id" else _token_id(model, "pad_token_id")
-
-
-@contextmanager
-def _evaluating(model):
-    """Dropout off meanwhile: a random score would make a random ranking."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        if training:
-            model.train()

@@ -103,7 +103,7 @@ class Identifiers:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the sorted image_ids: two sets of identifiers name the same gallery if and only if it agrees."""
-        return gallery_fingerprint(self.image_ids)
+        return names_fingerprint(self.image_ids)
 
     @property
     def added_image_ids(self) -> list[str]:
@@ -240,7 +240,7 @@ class Identifiers:
         return cls(*required, quantizer=quantizer, **fields)
 
 
-def gallery_fingerprint(image_ids: Sequence[str]) -> str:
+def names_fingerprint(image_ids: Sequence[str]) -> str:
     """SHA-256 of the sorted image_ids, each with its length before it, so that no two galleries are written alike."""
     digest = hashlib.sha256()
     for image_id in sorted(image_ids):

@@ -1,6 +1,7 @@
 """Towers of text and vision, any that AutoModel knows: built from a config or loaded, and what they give."""
 
 import inspect
+from contextlib import contextmanager
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
@@ -61,3 +62,14 @@ def prefix_tokens(tower: PreTrainedModel) -> int:
 def as_sequence(states: torch.Tensor) -> torch.Tensor:
     """(B, S, width) as it is; a feature map (B, channels, height, width) as (B, height * width, channels), row by row."""
     return states if states.ndim == 3 else states.flatten(2).transpose(1, 2)
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module):
+    """Evaluation mode meanwhile, put back afterwards: with dropout a vector or a ranking would be a random one."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -155,7 +155,9 @@ def read_bare_folder(folder: Path) -> FormContents:
     if not names:
         raise UserError(f"--image_dir {folder}: there are no pictures in it")
     return FormContents(
-        "folder of pictures without captions", {"train": [picture_at(folder, name, []) for name in names]}
+        "folder of pictures without captions",
+        {"train": [picture_at(folder, name, []) for name in names]},
+        captioned=False,
     )
 
 
@@ -211,16 +213,21 @@ def _finish(contents: FormContents, unreadable_images: str, num_proc: int | None
         if not isinstance(rows, Dataset):
             rows, missing = drop_missing(rows, unreadable_images=unreadable_images, split=split)
             left_out += missing
-            rows = build_dataset(rows, split)
+            rows = build_dataset(rows, split, contents.captioned)
         rows, unreadable = verify_images(rows, unreadable_images=unreadable_images, num_proc=num_proc, split=split)
         left_out += unreadable
         splits[split] = validate(rows, split)
-    sizes = (
-        f"{split} {counted(len(rows), 'picture')} with {counted(sum(map(len, rows['captions'])), 'caption')}"
-        for split, rows in splits.items()
-    )
-    logger.info("Corpus recognised as %s: %s", contents.form, "; ".join(sizes))
+    logger.info("Corpus recognised as %s: %s", contents.form, "; ".join(sizes(splits, contents.captioned)))
     return Corpus(contents.form, DatasetDict(splits), left_out)
+
+
+def sizes(splits: dict[str, Dataset], captioned: bool) -> list[str]:
+    """`train 12 pictures with 48 captions`, of each split."""
+    said = []
+    for split, rows in splits.items():
+        captions = f" with {counted(sum(map(len, rows['captions'])), 'caption')}" if captioned else ""
+        said.append(f"{split} {counted(len(rows), 'picture')}{captions}")
+    return said
 
 
 def load_splits(data: CorpusArguments) -> RetrievalSplits:

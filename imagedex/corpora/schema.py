@@ -42,6 +42,7 @@ class FormContents:
 
     form: str
     splits: dict[str, list[Picture] | Dataset]
+    captioned: bool = True  # a plain folder of pictures is not, and nothing is missing there
 
 
 @dataclass
@@ -114,7 +115,7 @@ def check_unique(image_ids: Sequence[str], split: str) -> None:
         )
 
 
-def build_dataset(pictures: Sequence[Picture], split: str) -> Dataset:
+def build_dataset(pictures: Sequence[Picture], split: str, captioned: bool = True) -> Dataset:
     """Records to a :class:`datasets.Dataset` with the columns of :data:`FEATURES`.
 
     The table is written once to the datasets cache (paths and text only, no picture), so that every later ``map`` is
@@ -140,7 +141,7 @@ def build_dataset(pictures: Sequence[Picture], split: str) -> Dataset:
                 "source_id": picture.source_id,
             }
         )
-    report_empty(empty, bare, split)
+    report_empty(empty, bare if captioned else [], split)
     # A fingerprint of our own: datasets would pickle the records to make one, which takes seconds for COCO.
     digest = hashlib.blake2b(repr(FEATURES).encode(), digest_size=16)
     for row in rows:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from imagedex.errors import UserError
 from imagedex.modeling.picture_reading import as_rgb, read_pictures
 from imagedex.modeling.processing_retrieval import SentenceProcessor
+from imagedex.modeling.towers import evaluating
 
 # Trained on sentences padded to one length without a mask, so that other padding gives other vectors.
 PADDED_TO_MAX_LENGTH = frozenset({"siglip", "siglip2"})
@@ -51,7 +52,7 @@ def encode_texts(
     accepted = set(inspect.signature(model.get_text_features).parameters) | {"input_ids"}
     order = sorted(range(len(sentences)), key=lambda row: len(sentences[row]), reverse=True)
     vectors = None
-    with evaluating(model, device) as device, progress_bar(len(sentences), "sentences", progress) as bar:
+    with encoding_on(model, device) as device, progress_bar(len(sentences), "sentences", progress) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             tokens = read([sentences[row] for row in rows])
@@ -107,7 +108,7 @@ def image_vector_batches(
 ) -> Iterator[torch.Tensor]:
     """As `encode_images`, for the given batches of rows, one (B, D) tensor at a time."""
     loader = picture_batches(image_processor, dataset, batches, num_workers)
-    with evaluating(model, device) as device, progress_bar(sum(map(len, batches)), "pictures", progress) as bar:
+    with encoding_on(model, device) as device, progress_bar(sum(map(len, batches)), "pictures", progress) as bar:
         for rows, inputs in zip(batches, loader, strict=True):
             inputs = {name: _to_model(value, model, device) for name, value in inputs.items()}
             yield unit_vectors(model.get_image_features(**inputs))
@@ -148,17 +149,12 @@ def text_length_limit(model, tokenizer) -> int | None:
 
 
 @contextmanager
-def evaluating(model: torch.nn.Module, device=None) -> Iterator[torch.device]:
-    """Evaluation mode without gradients, put back afterwards; yields the device the model is on."""
+def encoding_on(model: torch.nn.Module, device=None) -> Iterator[torch.device]:
+    """Evaluation mode without gradients; yields the device the model is on. Args: device, to move it to first."""
     if device is not None:
         model.to(device)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield next(model.parameters()).device
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad():
+        yield next(model.parameters()).device
 
 
 def progress_bar(total: int, unit: str, shown: bool):

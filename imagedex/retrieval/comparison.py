@@ -11,6 +11,7 @@ from transformers.utils import cached_file
 from imagedex.corpora.shape_scenes import DEFAULT_SCENES, perfect_reader
 from imagedex.errors import UserError
 from imagedex.evaluation.rankings import Ranking
+from imagedex.evaluation.table import table
 from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
 from imagedex.retrieval.queries import Queries
 
@@ -119,30 +120,3 @@ def group_figures(rankings: Sequence[Ranking], new_image_ids: Collection[str], g
 
 def group_table(groups: Mapping[str, Mapping]) -> str:
     return table(groups, GROUP_COLUMNS)
-
-
-def table(rows: Mapping[str, Mapping], columns: Mapping[str, str] = COLUMNS) -> str:
-    """Aligned text, one row a model, a dash where there is nothing to say."""
-    cells = [["model" if columns is COLUMNS else "", *columns.values()]]
-    cells += [[name, *(_cell(column, row.get(column)) for column in columns)] for name, row in rows.items()]
-    numbers = [name != "identifiers" for name in ("", *columns)]
-    numbers[0] = False
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for row in cells:
-        texts = (
-            text.rjust(width) if number else text.ljust(width)
-            for text, width, number in zip(row, widths, numbers, strict=True)
-        )
-        lines.append("  ".join(texts).rstrip())
-    return "\n".join(lines)
-
-
-def _cell(column: str, value) -> str:
-    if value is None:
-        return "–"
-    if column == "bytes":
-        return f"{value / 1e6:.1f} MB"
-    if column == "ms_per_query":
-        return f"{value:.1f}"
-    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,5 +1,6 @@
 """A model and a gallery to a `Retriever`, in two steps: what can be wrong is found first, then what takes long is done."""
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,7 @@ from imagedex.identifiers.new_pictures import VECTORS_FLAG, NewPictures
 from imagedex.modeling import GENERATIVE
 from imagedex.retrieval.arguments import GenerativeArguments, RetrievalArguments
 from imagedex.retrieval.comparison import model_labels
-from imagedex.retrieval.generative import GenerativeRetriever, restricted, without_identifier
-from imagedex.retrieval.loading import load_generative
+from imagedex.retrieval.generative import GenerativeRetriever, load_generative, restricted, without_identifier
 from imagedex.retrieval.rerank import RerankedRetriever
 from imagedex.retrieval.retriever import Retriever, VectorRetriever
 
@@ -167,13 +167,7 @@ class Opener:
     def open_reranker(self) -> Callable[[], VectorRetriever]:
         """The dual encoder of --rerank_with, loaded and encoded once for all models."""
         if self.reranker is None:
-            name, made = self.generative.rerank_with, []
+            name = self.generative.rerank_with
             start = self.vectors(next(iter(model_labels([name]))), name, self.rerank_index, RERANK_FLAG)
-
-            def once() -> VectorRetriever:
-                if not made:
-                    made.append(start())
-                return made[0]
-
-            self.reranker = once
+            self.reranker = functools.cache(start)
         return self.reranker

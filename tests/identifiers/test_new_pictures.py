@@ -14,7 +14,7 @@ from imagedex.identifiers.new_pictures import NewPictures, agreement
 from imagedex.modeling.modeling_xmatching import XMatchingModel
 from imagedex.modeling.processing_retrieval import RetrievalProcessor
 from imagedex.retrieval.gallery import read_gallery
-from imagedex.retrieval.loading import load_generative
+from imagedex.retrieval.generative import load_generative
 
 FLAG = "--identifier_vectors_from"
 

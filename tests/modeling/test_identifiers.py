@@ -14,7 +14,7 @@ import torch
 from hub_server import HubServer
 
 from imagedex.modeling.identifier_quantizers import KMeansTree, ResidualQuantizer
-from imagedex.modeling.identifiers import FACTS_FILE, TENSORS_FILE, Identifiers, gallery_fingerprint
+from imagedex.modeling.identifiers import FACTS_FILE, TENSORS_FILE, Identifiers, names_fingerprint
 from imagedex.training.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,9 +73,9 @@ def test_what_is_refused():
 
 def test_fingerprint_names_the_gallery_whatever_the_order():
     expected = hashlib.sha256(b"".join(f"{len(n.encode())}:{n}".encode() for n in sorted(SEQUENCES))).hexdigest()
-    assert identifiers().fingerprint == expected == gallery_fingerprint(reversed(list(SEQUENCES)))
-    assert gallery_fingerprint(["ab", "c"]) != gallery_fingerprint(["a", "bc"])
-    assert identifiers().fingerprint != gallery_fingerprint([*SEQUENCES, "d"])
+    assert identifiers().fingerprint == expected == names_fingerprint(reversed(list(SEQUENCES)))
+    assert names_fingerprint(["ab", "c"]) != names_fingerprint(["a", "bc"])
+    assert identifiers().fingerprint != names_fingerprint([*SEQUENCES, "d"])
 
 
 def test_identifiers_of_another_gallery_are_told():

@@ -8,6 +8,7 @@ import pytest
 from imagedex.corpora.shape_scenes import perfect_reader
 from imagedex.errors import UserError
 from imagedex.evaluation.rankings import Ranking
+from imagedex.evaluation.table import table
 from imagedex.retrieval import comparison
 from imagedex.retrieval.queries import Queries
 
@@ -85,7 +86,7 @@ def test_the_table():
                       "gallery_size": 1200},
         "codebook_t5": {"identifiers": "rq", "ms_per_query": 20.0, "bytes": 1_000_000, "gallery_size": 1200},
     }  # fmt: skip
-    assert comparison.table(rows).splitlines() == [
+    assert table(rows, comparison.COLUMNS, "model").splitlines() == [
         "model        identifiers  Hits@1  Hits@10    MRR  ms a query  on disk  gallery",
         "xmatching    –             0.500    1.000  0.750         1.2  12.3 MB    1,200",
         "codebook_t5  rq                –        –      –        20.0   1.0 MB    1,200",

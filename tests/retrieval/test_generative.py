@@ -10,8 +10,7 @@ import torch
 from imagedex.errors import UserError
 from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
 from imagedex.modeling.identifiers import Identifiers
-from imagedex.retrieval.generative import GenerativeRetriever, restricted, without_identifier, written
-from imagedex.retrieval.loading import load_generative
+from imagedex.retrieval.generative import GenerativeRetriever, load_generative, restricted, without_identifier, written
 
 QUERIES = ["A red dog, on the LEFT!", "the blue half", "yellow grass", "a red dog on the left"]
 

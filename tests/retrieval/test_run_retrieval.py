@@ -19,6 +19,7 @@ from imagedex.evaluation.rankings import read_rankings
 from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
 from imagedex.modeling.modeling_xmatching import XMatchingModel
 from imagedex.modeling.processing_retrieval import RetrievalProcessor
+from imagedex.retrieval import answering
 from imagedex.retrieval.retriever import Retriever
 
 SENTENCES = ["a red dog", "the blue half is on the left side", "yellow", "dog runs in the grass", "a green side of"]
@@ -251,7 +252,7 @@ def test_a_median_rank_that_does_not_exist_is_null(tmp_path):
             return []
 
     metrics = summarize_ranks([1, math.inf, math.inf])
-    path = run_retrieval.write_metrics(metrics, Nothing("none", ["a.jpg"]), 3, tmp_path / "metrics.json")
+    path = answering.write_metrics(metrics, Nothing("none", ["a.jpg"]), 3, tmp_path / "metrics.json")
 
     def no_constants(name):
         raise AssertionError(f"{name} is not JSON")

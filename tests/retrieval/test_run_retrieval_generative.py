@@ -19,7 +19,7 @@ from imagedex.evaluation.rankings import read_rankings
 from imagedex.modeling.constrained_decoding import score_identifiers
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.retrieval.gallery import read_gallery
-from imagedex.retrieval.loading import load_generative
+from imagedex.retrieval.generative import load_generative
 
 SENTENCES = ["a red dog", "the blue half is on the left side", "yellow", "dog runs in the grass", "a green side of"]
 
