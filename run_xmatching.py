@@ -45,14 +45,9 @@ def main(argv=None):
 
     # captions -> processor -> model
     captions = first_captions(splits.train) if data_args.streaming else training_captions(splits)
-    processor = build_processor(
-        model_args,
-        ("model_name_or_path", model_args.model_name_or_path),
-        xmatching_args.text_model_name_or_path,
-        data_args.image_size,
-        captions,
-        {"max_text_length": data_args.max_text_length},
-    )
+    whole = "model_name_or_path", model_args.model_name_or_path
+    text_tower, style = xmatching_args.text_model_name_or_path, {"max_text_length": data_args.max_text_length}
+    processor = build_processor(model_args, whole, text_tower, data_args.image_size, captions, style)
     model = build_model(model_args, xmatching_args, processor)
     run.check_batches(args, model.config.loss_type, None if data_args.streaming else len(captions))
 

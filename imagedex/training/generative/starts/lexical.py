@@ -81,13 +81,7 @@ def start_from_texts(
     known = set(identifiers.new_tokens.values())
     for token in sorted(identifiers.known_tokens.values()):  # digits: what no text has must still differ
         words.setdefault(token, F.normalize(torch.randn(config.d_model, generator=draw), dim=0))
-    for token in range(len(tokenizer)):
-        if token not in known:
-            word = words.get(token, torch.zeros(config.d_model))
-            # T5 brings all words to one length, so a quiet one says blank beside what it says
-            embeddings[token] = scale * (word + (1 - word.square().sum()).clamp_min(0).sqrt() * blank)
-    embeddings[tokenizer.pad_token_id] = scale * start  # the decoder's first token
-    embeddings[tokenizer.eos_token_id] = scale * end
+    write_words(embeddings, tokenizer, words, known, scale, (blank, start, end))
     vectors = token_vectors(identifiers, items)
     for token in sorted(known):
         embeddings[token] = SHARPNESS * usual / GAIN * vectors.get(token, torch.zeros(config.d_model))
@@ -99,6 +93,18 @@ def start_from_texts(
         length = embeddings[sorted(set().union(*places))].norm(dim=1).mean().item()
         announce(model, [start, *marks, end], length, NEXT * usual)
     logger.info("starts as a search over the words of the training texts, in %d dimensions", config.d_model)
+
+
+def write_words(embeddings, tokenizer, words: dict[int, torch.Tensor], identifiers: set[int], scale: float, directions):
+    """Fills the rows of all tokens but the identifiers'. Args: directions, of blank, of the decoder's first token, of the end."""
+    blank, start, end = directions
+    for token in range(len(tokenizer)):
+        if token not in identifiers:
+            word = words.get(token, torch.zeros_like(blank))
+            # T5 brings all words to one length, so a quiet one says blank beside what it says
+            embeddings[token] = scale * (word + (1 - word.square().sum()).clamp_min(0).sqrt() * blank)
+    embeddings[tokenizer.pad_token_id] = scale * start  # the decoder's first token
+    embeddings[tokenizer.eos_token_id] = scale * end
 
 
 def placed(words: dict[int, torch.Tensor], items: torch.Tensor, reserved: int, draw: torch.Generator):
