@@ -1,6 +1,6 @@
 """The four identifier schemes with the same budget: Hits@1/10 and MRR of held-out captions, and how many pictures are memorised.
 
-    python benchmarks/compare_identifiers.py -- --dataset_name ../shared/photos-900
+    python benchmarks/compare_identifiers.py -- --dataset_name my_photos
 
 Each row is a real run of run_dsi.py with recipes/photos/codebook_t5.yaml, another scheme and fewer epochs; the last model is
 judged. The vectors of semantic and rq come from the training captions. What follows `--` goes to every run. Rows that a
@@ -58,6 +58,8 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each run")
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv[:split])
+    if "--dataset_name" not in argv[split:]:
+        parser.error("which photographs? End the command with: -- --dataset_name FOLDER")
     path = args.results_dir / f"identifiers-{hardware()}.csv"
     rows = read(path)
     known = {(row["scheme"], int(row["seed"]), int(row["epochs"])) for row in rows}

@@ -1,7 +1,7 @@
 """The five losses with the same budget: Hits@1/10 and MRR of held-out captions, several seeds, mean and spread.
 
     python benchmarks/compare_losses.py --corpus shape_scenes
-    python benchmarks/compare_losses.py --corpus photos -- --dataset_name ../shared/photos-900 --text_model_name_or_path DIR
+    python benchmarks/compare_losses.py --corpus photos -- --dataset_name my_photos --text_model_name_or_path DIR
 
 Each row is a real run of run_xmatching.py with the corpus's recipe, fewer epochs, another loss and another seed; the last
 model is judged, not the best. The held-out captions are the same in every row. What follows `--` goes to every run. Rows
@@ -100,6 +100,8 @@ def main():
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, the cores shared among them")
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv[:split])
+    if args.corpus == "photos" and "--dataset_name" not in argv[split:]:
+        parser.error("which photographs? End the command with: -- --dataset_name FOLDER")
     epochs, threads = args.epochs or EPOCHS[args.corpus], max(1, (os.cpu_count() or 1) // args.jobs)
     path = args.results_dir / f"losses-{args.corpus}-{hardware()}.csv"
     rows = read(path)

@@ -1,4 +1,4 @@
-"""Peak memory of one training step with and without gradient caching (imagedex/training/gradient_cache.py).
+"""Peak memory of one training step with and without gradient caching (imagedex/training/dual_encoder/gradient_cache.py).
 
     python benchmarks/gradient_cache_memory.py                 # minutes and 11 GiB on two cores; a GPU when there is one
     python benchmarks/gradient_cache_memory.py --batch_size 16384 --skip_plain

@@ -1,7 +1,7 @@
 """Pictures added without training: Hits@k on the trained pictures and on 100 that no model has seen.
 
     python benchmarks/new_pictures.py --corpus shape_scenes
-    python benchmarks/new_pictures.py --corpus photos -- --dataset_name ../shared/photos-900 --text_model_name_or_path DIR
+    python benchmarks/new_pictures.py --corpus photos -- --dataset_name my_photos --text_model_name_or_path DIR
 
 The new pictures are chosen by hash. XMatchingModel, then CodebookT5 with rq identifiers made from its vectors, learn the
 others, all captions but one each; then all are the gallery and one more caption of each picture is asked. New pictures
@@ -119,6 +119,8 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--work_dir", type=Path, default=Path("runs/new_pictures"))
     args, extra = parser.parse_args(argv[:split]), argv[split + 1 :]
+    if args.corpus == "photos" and "--dataset_name" not in extra:
+        parser.error("which photographs? End the command with: -- --dataset_name FOLDER")
     name = args.corpus
     if "--dataset_name" in extra:
         place = extra.index("--dataset_name")

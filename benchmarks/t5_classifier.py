@@ -1,6 +1,6 @@
 """What a generative retriever has to beat beside BM25: a T5 encoder trained from scratch, one class a picture.
 
-    python benchmarks/t5_classifier.py --dataset_name ../shared/photos-900
+    python benchmarks/t5_classifier.py --dataset_name my_photos
 
 No identifiers, no decoder, no pictures: the mean of the encoder's states, one linear layer, cross entropy over the gallery.
 The captions held out are those that every script here holds out with the same flags.
@@ -73,7 +73,7 @@ def figures(model, tokenizer, captions: list[str], targets: torch.Tensor) -> dic
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_name", default="../shared/photos-900")
+    parser.add_argument("--dataset_name", required=True, help="a folder of captioned photographs, or another corpus")
     parser.add_argument("--held_out_captions_per_image", type=int, default=1)
     parser.add_argument("--d_model", type=int, default=256)
     parser.add_argument("--layers", type=int, default=2)

@@ -1,7 +1,7 @@
 """Searches for words, without a model: what a generative model with `--t5_start lexical` starts from, beside BM25 and stemming.
 
     pip install snowballstemmer
-    python benchmarks/word_search.py --dataset_name ../shared/photos-900
+    python benchmarks/word_search.py --dataset_name my_photos
 
 The documents are the trained captions of each picture, joined; the queries are the captions held out, those that every
 script here holds out with the same flags. Ties count against the search.
@@ -38,7 +38,7 @@ def weighted_scores(texts: list[str], pairs: list[tuple[str, str]], queries: lis
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_name", default="../shared/photos-900")
+    parser.add_argument("--dataset_name", required=True, help="a folder of captioned photographs, or another corpus")
     parser.add_argument("--held_out_captions_per_image", type=int, default=1)
     parser.add_argument("--split_seed", type=int, default=CorpusArguments.split_seed)
     args = parser.parse_args()

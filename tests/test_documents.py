@@ -1,6 +1,8 @@
-"""README, Makefile and the pages beside them say what is there: tree, links, targets, flags."""
+"""README, docs, Makefile and the pages beside them say what is there: tree, links, targets, recipes, lengths.
 
-import functools
+That their commands and snippets work is tests/docs/test_pages.py's.
+"""
+
 import re
 import subprocess
 import sys
@@ -11,19 +13,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "accelerate_configs/README.md"]
-SCRIPTS = ["run_xmatching.py", "run_image_indexing.py", "run_dsi.py", "run_retrieval.py"]
+DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
+PAGES = ["README.md", *DOCS, "CONTRIBUTING.md", "CHANGELOG.md", "accelerate_configs/README.md", "benchmarks/README.md"]
+TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 
 
 def code_blocks(text: str) -> list[str]:
     return re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def commands(script: str) -> list[str]:
-    """The README's command lines that run `script`, from code blocks (continued lines joined) and from inline code."""
-    blocks = [block.replace("\\\n", " ") for block in code_blocks(README)]
-    lines = [line.split("#")[0] for block in blocks for line in block.splitlines()]
-    return [text for text in lines + re.findall(r"`([^`\n]+)`", README) if f"{script} " in text and "--" in text]
+def anchors(text: str) -> set[str]:
+    """What a page's headings are called in links, as the usual renderers make it."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_tree_is_the_repository():
@@ -33,17 +35,31 @@ def test_the_tree_is_the_repository():
         done = subprocess.run(listing, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
-    existing = {path.split("/")[0] for path in done.stdout.splitlines() if (ROOT / path).exists()}
-    tree = next(block for block in code_blocks(README) if "run_xmatching.py  " in block)
-    shown = {line.split()[0].rstrip("/") for line in tree.splitlines() if line and not line.startswith(" ")}
-    assert shown == existing
+    paths = [path for path in done.stdout.splitlines() if (ROOT / path).exists()]
+    tree = next(block for block in code_blocks(README) if "run_xmatching.py  " in block).splitlines()
+    shown = {line.split()[0].rstrip("/") for line in tree if line and not line.startswith(" ")}
+    assert shown == {path.split("/")[0] for path in paths}
+    floors = {line.split()[0].rstrip("/") for line in tree if re.match(r"  \w+/ ", line)}
+    assert floors == {path.split("/")[1] for path in paths if re.match(r"imagedex/\w+/", path)}
+
+
+def test_the_readme_is_short_and_so_is_every_page():
+    assert len(README.splitlines()) <= 180
+    assert {page: len(TEXT[page].splitlines()) for page in DOCS if len(TEXT[page].splitlines()) > 150} == {}
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not target.startswith(("http", "#"))]
-    assert [target for target in targets if not ((ROOT / page).parent / target.split("#")[0]).exists()] == []
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", TEXT[page]) if not target.startswith("http")]
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        found = (ROOT / page).parent / path if path else ROOT / page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found.read_text(encoding="utf-8")), target
+
+
+def test_every_page_of_docs_can_be_reached_from_the_readme():
+    assert [page for page in DOCS if f"]({page})" not in README] == []
 
 
 def test_make_lists_every_target_and_the_pages_name_no_other():
@@ -52,8 +68,7 @@ def test_make_lists_every_target_and_the_pages_name_no_other():
     listed = subprocess.run(command, capture_output=True, text=True, check=True)
     assert set(re.findall(r"^  (\S+) {2,}\S", listed.stdout, flags=re.MULTILINE)) == phony
     for page in PAGES:
-        text = (ROOT / page).read_text(encoding="utf-8")
-        named = re.findall(r"(?:^|`)make ((?:[a-z][a-z-]* ?)+)", text, flags=re.MULTILINE)
+        named = re.findall(r"(?:^|`)make ((?:[a-z][a-z-]* ?)+)", TEXT[page], flags=re.MULTILINE)
         assert {target for targets in named for target in targets.split()} <= phony, page
 
 
@@ -63,36 +78,39 @@ def test_files_that_targets_use_exist():
     assert [path for path in sorted(used) if not (ROOT / path).exists()] == []
 
 
-@functools.cache
-def flags_of(script: str) -> set[str]:
-    """Every flag that --help knows."""
-    shown = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=True)
-    return set(re.findall(r"--[a-z][\w@-]*", shown.stdout))
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_pages_name_exist(page):
+    """Recipes, tests, benchmarks and modules, as paths from the root or as dotted names of modules."""
+    paths = re.findall(
+        r"(?<![\w/.-])((?:recipes|tests|benchmarks|imagedex|modeling|configuration)/[\w/.-]*\w)", TEXT[page]
+    )
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    modules = re.findall(r"\bimagedex(?:\.\w+)+", TEXT[page])
+    assert [name for name in modules if not module_exists(name.split(".")[1:])] == []
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_flags_in_the_readme_exist(script):
-    """Flags of command lines and of the table of the originals' flags; --help knows every one."""
-    known = flags_of(script)
-    text = " ".join(command.split(script, 1)[1] for command in commands(script))
-    if script == "run_xmatching.py":
-        table = README.split("The flags of `xmatching/main.py`:")[1].split("###")[0]
-        rows = [row.split("|")[2] for row in table.splitlines() if row.startswith("| ")]
-        text += " ".join(ours for ours in rows if "accelerate launch" not in ours)
-    flags = set(re.findall(r"--[a-z]\w*", text))
-    assert len(flags) >= 5
-    assert sorted(flags - known) == []
+def module_exists(parts: list[str]) -> bool:
+    """A module, or a name within one."""
+    for start in (ROOT / "imagedex", ROOT):
+        for end in (len(parts), len(parts) - 1):
+            path = start.joinpath(*parts[:end])
+            if end and (path.is_dir() or path.with_suffix(".py").is_file()):
+                return True
+    return False
 
 
-def test_flags_named_beside_commands_exist():
-    """Of the section on generative models: every flag in inline code is one of some script's."""
-    section = README.split("## Generative retrieval\n")[1].split("\n## ")[0]
-    named = re.findall(r"--[a-z]\w*", " ".join(re.findall(r"`([^`\n]+)`", section)))
-    assert len(named) > 10
-    assert set(named) <= set().union(*map(flags_of, SCRIPTS))
+@pytest.mark.parametrize(
+    "page", [*PAGES, *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("benchmarks/*.py"))]
+)
+def test_pages_name_no_folder_outside_the_repository(page):
+    assert re.findall(r"\.\./shared\S*", (ROOT / page).read_text(encoding="utf-8")) == []
 
 
-def test_recipes_in_the_pages_exist():
-    for page in PAGES:
-        named = re.findall(r"(?<![\w/])recipes/[\w/.-]*\w", (ROOT / page).read_text(encoding="utf-8"))
-        assert [name for name in named if not (ROOT / name).exists()] == [], page
+@pytest.mark.parametrize("command", ["compare_identifiers.py", "compare_losses.py --corpus photos", "word_search.py"])
+def test_a_benchmark_that_wants_photographs_says_so_in_one_line(command):
+    script, *arguments = command.split()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and "--dataset_name" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
