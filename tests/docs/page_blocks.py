@@ -84,7 +84,7 @@ def split_command(command: str) -> tuple[str, list[str]]:
 def parse(script: str, argv: list[str]) -> tuple:
     """What the script's own parser makes of these arguments. A recipe's name is as in a checkout. Raises `UserError`."""
     argv = [str(ROOT / argv[0]), *argv[1:]] if argv and (ROOT / argv[0]).is_file() else argv
-    return parse_arguments(importlib.import_module(script).ARGUMENTS, "", argv)
+    return parse_arguments(importlib.import_module(f"imagedex.{script}").ARGUMENTS, "", argv)
 
 
 def instead(step: Step, first: str) -> None:
@@ -120,7 +120,7 @@ def run_script(command: str) -> None:
     if words[0] == "imagedex":
         importlib.import_module("imagedex.cli").main([words[1], *argv])
     else:
-        importlib.import_module(script).main(argv)
+        importlib.import_module(f"imagedex.{script}").main(argv)
 
 
 def with_stand_ins(text: str) -> str:

@@ -142,7 +142,7 @@ def known_flags():
 
     from imagedex.command_line import Parser
 
-    parsers = [Parser(importlib.import_module(script).ARGUMENTS) for script in SCRIPTS]
+    parsers = [Parser(importlib.import_module(f"imagedex.{script}").ARGUMENTS) for script in SCRIPTS]
     return set().union(*(parser._option_string_actions for parser in parsers))
 
 
