@@ -3,7 +3,7 @@
 # `make quickstart` and `make test` build the environment they need in .venv and reuse it afterwards; it is rebuilt
 # only when a requirements file changes. Variables can be given on the command line, e.g.
 #   make test PYTHON=python3.12 ARGS="-k losses"
-#   make photos PHOTOS=/data/flickr8k RUN=runs/flickr8k
+#   make photos PHOTOS=my_photos RUN=runs/my_photos
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -14,24 +14,28 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+JOBS   ?= auto
 
-# Where the photographs of `make photos` lie, and where its run goes.
-PHOTOS ?= ../shared/photos-900
+# Where the photographs of `make photos` lie (to be given), and where its run goes.
+PHOTOS ?=
 RUN    ?= runs/photos/xmatching
 QUICK  := runs/quickstart
 
 # A machine has a GPU when its driver answers, not when a tool happens to be installed.
 GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
-# Linux wheels of torch on PyPI bring gigabytes of CUDA. Without a GPU, PyTorch's own CPU index is asked first.
-# TORCH_INDEX= (empty) skips that; TORCH_INDEX=<url> takes another build, e.g. ROCm.
+# Most Linux wheels of torch on PyPI bring gigabytes of CUDA. Without a GPU, PyTorch's own CPU index is asked first; where it
+# does not answer, CONSTRAINTS names a version whose ordinary wheel is a CPU build.
+# TORCH_INDEX= (empty) skips the index, CONSTRAINTS= the constraint; TORCH_INDEX=<url> takes another build, e.g. ROCm.
 TORCH       := $(shell sed -n 's/^\(torch[<>=~!][^ \#]*\).*/\1/p' requirements.txt)
-TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),$(if $(GPU),,https://download.pytorch.org/whl/cpu))
+NO_CUDA     := $(if $(filter Linux,$(shell uname -s)),$(if $(GPU),,yes))
+TORCH_INDEX ?= $(if $(NO_CUDA),https://download.pytorch.org/whl/cpu)
+CONSTRAINTS ?= $(if $(NO_CUDA),constraints-cpu.txt)
 
-# --num_cpu_threads_per_process keeps accelerate from warning that it chose one itself. Small models gain nothing beyond 8.
+# Small models gain nothing beyond 8 threads.
 THREADS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores : 8)))
-LAUNCH   = $(BIN)/accelerate launch --num_cpu_threads_per_process $(THREADS) \
-	--config_file accelerate_configs/$(if $(GPU),single_gpu,cpu).yaml
+LAUNCH   = $(if $(GPU),$(BIN)/accelerate launch --num_cpu_threads_per_process $(THREADS) \
+	--config_file accelerate_configs/single_gpu.yaml,OMP_NUM_THREADS=$(THREADS) ACCELERATE_USE_CPU=true $(BIN)/python)
 
 # -qq: only errors are worth reading here.
 PIP     := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -59,7 +63,8 @@ quickstart: $(RUNTIME) ## train all three models on the built-in scenes and comp
 	  --output_dir $(QUICK)/retrieval
 
 .PHONY: photos
-photos: $(RUNTIME) ## train and evaluate on real photographs: PHOTOS=folder RUN=output ARGS="--flag value"
+photos: $(if $(PHOTOS),$(RUNTIME)) ## train and evaluate on your captioned photographs: PHOTOS=folder RUN=output ARGS="--flag value"
+	$(if $(PHOTOS),,$(error give the folder of your captioned photographs: make photos PHOTOS=my_photos))
 	@$(LAUNCH) run_xmatching.py recipes/photos/xmatching.yaml --dataset_name $(PHOTOS) --output_dir $(RUN) $(ARGS)
 
 ##@ Environment
@@ -83,26 +88,31 @@ $(VENV)/pyvenv.cfg:
 	@echo "creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 
-$(RUNTIME): requirements.txt $(VENV)/pyvenv.cfg
-ifneq ($(TORCH_INDEX),)
-	@echo "installing torch from $(TORCH_INDEX)$(if $(GPU),, (no NVIDIA GPU found))"
-	@$(PIP) install --retries 0 --timeout 15 --index-url $(TORCH_INDEX) "$(TORCH)" 2>/dev/null || \
-	  echo "not to be had there: torch comes from the package index instead"
-endif
-	@echo "installing requirements.txt"
-	@$(PIP) install -r requirements.txt
-	@touch $@
+# Where torch comes from the CPU index, it needs no constraint; $(RUNTIME) keeps which one was needed for $(DEV).
+$(RUNTIME): requirements.txt $(CONSTRAINTS) $(VENV)/pyvenv.cfg
+	@constraint="$(addprefix -c ,$(CONSTRAINTS))"; \
+	if [ -n "$(TORCH_INDEX)" ]; then \
+	  echo "installing torch from $(TORCH_INDEX)$(if $(GPU),, (no NVIDIA GPU found))"; \
+	  if $(PIP) install --retries 0 --timeout 15 --index-url $(TORCH_INDEX) "$(TORCH)" 2>/dev/null; then \
+	    constraint=; \
+	  else \
+	    echo "not to be had there: torch comes from the package index instead"; \
+	  fi; \
+	fi; \
+	echo "installing requirements.txt $$constraint"; \
+	$(PIP) install -r requirements.txt $$constraint; \
+	echo "$$constraint" > $@
 
 $(DEV): requirements-dev.txt $(RUNTIME)
 	@echo "installing requirements-dev.txt"
-	@$(PIP) install -r requirements.txt -r requirements-dev.txt
+	@$(PIP) install -r requirements.txt -r requirements-dev.txt $$(cat $(RUNTIME))
 	@touch $@
 
 ##@ Development
 
 .PHONY: test
-test: $(DEV) ## the tests that every change must pass: ARGS="-k name"
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(DEV) ## the tests that every change must pass, on every core: JOBS=1 ARGS="-k name"
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(DEV) ## tests that train for longer or need a real corpus

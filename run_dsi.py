@@ -1,14 +1,15 @@
-"""Train and evaluate a generative retriever: caption (or question) -> identifier.
+r"""Train and evaluate a generative retriever: caption (or question) -> identifier.
 
     python run_dsi.py recipes/quickstart/codebook_t5.yaml --output_dir runs/codebook_t5
-    python run_dsi.py recipes/photos/codebook_t5.yaml --dataset_name ../my_photos --identifier_scheme rq
-    python run_dsi.py recipes/photos/vision_grounded_t5_retrieval.yaml \
-        --model_name_or_path runs/photos/vision_grounded_t5_indexing
-    python run_dsi.py recipes/nq10k/dsi.yaml --text_model_name_or_path google-t5/t5-base
+    python run_dsi.py recipes/photos/codebook_t5.yaml --dataset_name my_photos --identifier_scheme rq --output_dir runs/rq
+    python run_dsi.py recipes/photos/vision_grounded_t5_retrieval.yaml --dataset_name my_photos \
+        --model_name_or_path runs/photos/vision_grounded_t5_indexing --output_dir runs/photos/vision_grounded_t5
+    python run_dsi.py recipes/nq10k/dsi.yaml --text_model_name_or_path google-t5/t5-base --output_dir runs/nq10k
     python run_dsi.py --model_name_or_path runs/codebook_t5 --dataset_name shape_scenes --held_out_captions_per_image 1 \
         --do_eval --output_dir runs/evaluation
 
-A recipe comes first, flags override it. See --help for every argument, README.md for recipes and data.
+A recipe comes first: a file, or the name of one that comes with imagedex (`imagedex recipes` lists them). Flags override it, and
+what of it is an alternative to a flag is put aside.
 """
 
 import functools
@@ -31,8 +32,8 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
-def main(argv=None):
-    given = command_line.parse_arguments(ARGUMENTS, __doc__, argv)
+def main(argv=None, prog=None):
+    given = command_line.parse_arguments(ARGUMENTS, __doc__, argv, prog)
     model_args, t5_args, identifier_args, text_args, indexing_args, augmentation, data_args, args = given
 
     # what takes seconds to import comes after the arguments are known: --help and a mistake answer at once

@@ -1,14 +1,15 @@
-"""Teach a generative model the pictures themselves: picture -> identifier, the first step of VisionGroundedT5, or captioning.
+r"""Teach a generative model the pictures themselves: picture -> identifier, the first step of VisionGroundedT5, or captioning.
 
-    python run_image_indexing.py recipes/photos/vision_grounded_t5_indexing.yaml --dataset_name ../my_photos \
+    python run_image_indexing.py recipes/photos/vision_grounded_t5_indexing.yaml --dataset_name my_photos \
         --output_dir runs/photos/vision_grounded_t5_indexing
-    python run_dsi.py recipes/photos/vision_grounded_t5_retrieval.yaml --dataset_name ../my_photos \
-        --model_name_or_path runs/photos/vision_grounded_t5_indexing
+    python run_dsi.py recipes/photos/vision_grounded_t5_retrieval.yaml --dataset_name my_photos \
+        --model_name_or_path runs/photos/vision_grounded_t5_indexing --output_dir runs/photos/vision_grounded_t5
     python run_image_indexing.py --objective caption --model_type codebook_t5 --quantization learned \
         --text_model_name_or_path google-t5/t5-base --vision_model_name_or_path google/vit-base-patch16-224-in21k \
-        --dataset_name ../my_photos --held_out_captions_per_image 1 --do_train --do_eval --output_dir runs/captioning
+        --dataset_name my_photos --held_out_captions_per_image 1 --do_train --do_eval --output_dir runs/captioning
 
-A recipe comes first, flags override it. See --help for every argument, README.md for recipes and data.
+A recipe comes first: a file, or the name of one that comes with imagedex (`imagedex recipes` lists them). Flags override it, and
+what of it is an alternative to a flag is put aside.
 """
 
 import functools
@@ -29,8 +30,8 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
-def main(argv=None):
-    given = command_line.parse_arguments(ARGUMENTS, __doc__, argv)
+def main(argv=None, prog=None):
+    given = command_line.parse_arguments(ARGUMENTS, __doc__, argv, prog)
     model_args, t5_args, identifier_args, indexing_args, data_args, args = given
 
     # what takes seconds to import comes after the arguments are known: --help and a mistake answer at once

@@ -1,12 +1,12 @@
-"""Ask trained models for pictures: a gallery and a file of sentences in; rankings, figures and a contact sheet out.
+r"""Ask trained models for pictures: a gallery and a file of sentences in; rankings, figures and a contact sheet out.
 
-    python run_retrieval.py --model_name_or_path runs/xmatching --image_dir ../my_photos \
+    python run_retrieval.py --model_name_or_path runs/xmatching --image_dir my_photos \
         --queries sentences.txt --top_k 10 --output_dir runs/answers
-    python run_retrieval.py --model_name_or_path openai/clip-vit-base-patch32 --dataset_name ../flickr8k \
+    python run_retrieval.py --model_name_or_path openai/clip-vit-base-patch32 --dataset_name flickr8k \
         --queries captions.csv --output_dir runs/clip
-    python run_retrieval.py --model_name_or_path runs/codebook_t5 --rerank_with runs/xmatching --dataset_name ../flickr8k \
+    python run_retrieval.py --model_name_or_path runs/codebook_t5 --rerank_with runs/xmatching --dataset_name flickr8k \
         --queries captions.csv --output_dir runs/reranked
-    python run_retrieval.py --model_name_or_path runs/xmatching runs/codebook_t5 --dataset_name ../flickr8k \
+    python run_retrieval.py --model_name_or_path runs/xmatching runs/codebook_t5 --dataset_name flickr8k \
         --queries captions.csv --output_dir runs/compared
 
 A model is an XMatchingModel, any dual encoder with get_text_features and get_image_features (CLIP, SigLIP), or one that
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 ARGUMENTS = (RetrievalArguments, GenerativeArguments)
 
 
-def main(argv=None):
-    args, generative = command_line.parse_arguments(ARGUMENTS, __doc__, argv)
+def main(argv=None, prog=None):
+    args, generative = command_line.parse_arguments(ARGUMENTS, __doc__, argv, prog)
 
     # what takes seconds to import comes after the arguments are known: --help and a mistake answer at once
     from imagedex.checkpoints import choose_device

@@ -1,12 +1,13 @@
-"""Train and evaluate XMatchingModel, the sentence-image dual encoder.
+r"""Train and evaluate XMatchingModel, the sentence-image dual encoder.
 
     python run_xmatching.py recipes/quickstart/xmatching.yaml --output_dir runs/xmatching
-    python run_xmatching.py recipes/photos/xmatching.yaml \
-        --dataset_name ../my_photos --text_model_name_or_path sentence-transformers/all-MiniLM-L6-v2
-    python run_xmatching.py --model_name_or_path runs/xmatching --dataset_name ../my_photos --held_out_images 0.1 \
+    python run_xmatching.py recipes/photos/xmatching.yaml --dataset_name my_photos --output_dir runs/photos
+    python run_xmatching.py recipes/photos/xmatching.yaml --train_file pairs.csv --image_dir pictures --output_dir runs/pairs
+    python run_xmatching.py --model_name_or_path runs/photos --dataset_name my_photos --held_out_captions_per_image 1 \
         --do_eval --output_dir runs/evaluation
 
-A recipe comes first, flags override it. See --help for every argument, README.md for recipes and data.
+A recipe comes first: a file, or the name of one that comes with imagedex (`imagedex recipes` lists them). Flags override it, and
+what of it is an alternative to a flag is put aside.
 """
 
 import functools
@@ -19,8 +20,8 @@ from imagedex.training.dual_encoder.arguments import XMatchingArguments, XMatchi
 ARGUMENTS = (ModelArguments, XMatchingArguments, DataArguments, XMatchingTrainingArguments)
 
 
-def main(argv=None):
-    model_args, xmatching_args, data_args, args = command_line.parse_arguments(ARGUMENTS, __doc__, argv)
+def main(argv=None, prog=None):
+    model_args, xmatching_args, data_args, args = command_line.parse_arguments(ARGUMENTS, __doc__, argv, prog)
 
     # what takes seconds to import comes after the arguments are known: --help and a mistake answer at once
     from imagedex.corpora import load_splits, training_captions

@@ -55,7 +55,8 @@ def test_flags_override_the_recipe_and_the_recipe_the_defaults(recipe):
         ("name: x", [], "required: --needed"),
         ("- a list", [], "must be a mapping"),
         ("a: [", [], "not valid YAML"),
-        (None, [], "cannot read the recipe"),
+        (None, [], "missing.yaml: neither a file nor one that comes with imagedex"),
+        ("needed: x", ["--needed=y", "stray"], "unknown argument stray"),
     ],
 )
 def test_mistakes_are_one_line(recipe, tmp_path, text, argv, message):

@@ -1,0 +1,5 @@
+"""`python -m imagedex`: the console command."""
+
+from imagedex.cli import main
+
+main()

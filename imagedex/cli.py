@@ -1,0 +1,71 @@
+"""The console command `imagedex`: one subcommand a script, and the list of recipes."""
+
+import importlib
+import sys
+
+from imagedex import __version__, recipe
+
+# subcommand -> the script whose main() it is, and what it does
+COMMANDS = {
+    "xmatching": (
+        "run_xmatching",
+        "train and evaluate the dual encoder: a sentence's and a picture's vector, compared",
+    ),
+    "image-indexing": (
+        "run_image_indexing",
+        "teach a generative model the pictures: picture -> identifier, or -> caption",
+    ),
+    "dsi": ("run_dsi", "train and evaluate a generative retriever: caption (or question) -> identifier"),
+    "retrieval": ("run_retrieval", "ask trained models: sentences in; rankings, figures and a contact sheet out"),
+}
+RECIPES = "recipes"
+LISTED = {name: does for name, (_, does) in COMMANDS.items()} | {RECIPES: "list the recipes: settings to begin with"}
+
+
+def help_text() -> str:
+    width = max(map(len, LISTED))
+    lines = [f"  {name:{width}}  {does}" for name, does in LISTED.items()]
+    return "\n".join(
+        [
+            "usage: imagedex COMMAND [RECIPE] [--argument value ...]",
+            "",
+            "Find pictures from sentences.",
+            "",
+            *lines,
+            "",
+            "imagedex COMMAND --help explains a command's arguments; imagedex --version says which imagedex this is.",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help"):
+        print(help_text())
+    elif name == "--version":
+        print(f"imagedex {__version__}")
+    elif name == RECIPES and argv[1:] and argv[1] in ("-h", "--help"):
+        print(
+            "usage: imagedex recipes\n\nLists the recipes that come with imagedex; each can be named from any folder."
+        )
+    else:
+        from imagedex import command_line  # brings transformers, which the help does not wait for
+
+        command_line.run(lambda: carry_out(name, argv[1:]))
+
+
+def carry_out(name: str, argv: list[str]) -> None:
+    """Raises `UserError`."""
+    from imagedex.command_line import suggestion
+    from imagedex.errors import UserError
+
+    if name == RECIPES:
+        if argv:
+            raise UserError(f"imagedex recipes takes no arguments: {argv[0]}")
+        print("\n".join(recipe.listing()))
+    elif name in COMMANDS:
+        script = importlib.import_module(f"imagedex.{COMMANDS[name][0]}")
+        script.main(argv, prog=f"imagedex {name}")
+    else:
+        raise UserError(f"imagedex has no command {name}{suggestion(name, LISTED)}")
