@@ -4,6 +4,7 @@ As one picture here; as a page in `contact_sheet_html`.
 """
 
 import io
+import logging
 import math
 from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +18,30 @@ from imagedex.evaluation.rankings import Ranking
 from imagedex.files import write_atomically
 from imagedex.modeling.picture_reading import as_rgb
 
+logger = logging.getLogger(__name__)
+
 MAX_SHOWN = 10  # pictures in a row, however long the ranking is
-THUMBNAIL = 288  # longest side of a kept thumbnail, in pixels
+THUMBNAIL = 480  # longest side of a kept thumbnail, in pixels: enough for a picture that is opened in the page
+MAX_BYTES = 1_000_000  # of each form of the sheet, for up to 20 queries; of more, in proportion
 
 PAPER, INK, MUTED, RULE = "#f7f6f3", "#1b1c1e", "#73757a", "#dedcd6"
-GREEN, AMBER, WHITE = "#15803d", "#b45309", "#ffffff"
+GREEN, AMBER = "#15803d", "#b45309"
 MARGIN, GAP, CELL = 64, 20, (224, 168)
 RADIUS, RING = 14, 5
 TITLE, SENTENCE, LABEL, SMALL = 54, 36, 26, 22  # sizes of text; sheets are wide and mostly seen scaled down
 _JPEG_LIMIT = 60_000  # a JPEG has at most 65,535 lines
+# Quality, colour subsampling and share of the full size of the JPEG, best first; the first that is small enough is taken.
+_JPEG_STEPS = (
+    (88, 0, 1),
+    (76, 2, 1),
+    (76, 2, 0.8),
+    (66, 2, 0.8),
+    (70, 2, 0.66),
+    (60, 2, 0.66),
+    (66, 2, 0.5),
+    (54, 2, 0.5),
+    (46, 2, 0.5),
+)
 _SCALE = 4  # rounded corners are drawn this much larger and scaled down: Pillow's own are jagged
 
 
@@ -114,16 +130,38 @@ def figure_title(name: str) -> str:
     return {"mrr": "MRR", "median_rank": "median rank"}.get(name, name.replace("hits", "Hits"))
 
 
-def write_sheet_image(sheet: Sheet, thumbnails: Thumbnails, path: str | Path, quality: int = 88) -> Path:
-    """Writes the sheet as a JPEG (or PNG, by the extension). Rows that a JPEG cannot hold are left to the page."""
-    path = Path(path)
-    buffer = io.BytesIO()
-    options = (
-        {"format": "PNG"} if path.suffix.lower() == ".png" else {"format": "JPEG", "quality": quality, "subsampling": 0}
-    )
-    draw_sheet(sheet, thumbnails).save(buffer, optimize=True, **options)
-    write_atomically(path, buffer.getvalue())
+def byte_limit(sheet: Sheet) -> int:
+    return MAX_BYTES * max(20, len(sheet.rows)) // 20
+
+
+def write_sheet_image(sheet: Sheet, thumbnails: Thumbnails, path: str | Path) -> Path:
+    """Writes the sheet as a JPEG under its `byte_limit` (or as a PNG of any size, by the extension).
+
+    Rows that a JPEG cannot hold are left to the page.
+    """
+    path, page = Path(path), draw_sheet(sheet, thumbnails)
+    if path.suffix.lower() == ".png":
+        buffer = io.BytesIO()
+        page.save(buffer, format="PNG", optimize=True)
+        write_atomically(path, buffer.getvalue())
+    else:
+        write_atomically(path, _jpeg(page, byte_limit(sheet), path.name))
     return path
+
+
+def _jpeg(page: Image.Image, limit: int, name: str) -> bytes:
+    """The best of `_JPEG_STEPS` that takes at most `limit` bytes, else the last; logs what was reduced beside quality."""
+    for quality, subsampling, share in _JPEG_STEPS:
+        size = round(page.width * share), round(page.height * share)
+        drawn = page if share == 1 else page.resize(size, Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        drawn.save(buffer, format="JPEG", quality=quality, subsampling=subsampling, optimize=True, progressive=True)
+        if buffer.tell() <= limit:
+            break
+    if share < 1:
+        kept = "to stay under" if buffer.tell() <= limit else "and is nevertheless over"
+        logger.info("%s is drawn at %.0f%% of its full size %s %.3g MB", name, 100 * share, kept, limit / 1e6)
+    return buffer.getvalue()
 
 
 def draw_sheet(sheet: Sheet, thumbnails: Thumbnails) -> Image.Image:
@@ -207,8 +245,7 @@ def _draw_answer(strip: Image.Image, ranking: Ranking, thumbnails: Thumbnails, t
         left = MARGIN + columns * (CELL[0] + GAP) + 2 * GAP
         draw.line((left - 1.5 * GAP, top + 6, left - 1.5 * GAP, top + CELL[1] - 6), fill=RULE, width=2)
         _paste(strip, thumbnails(ranking.target), left, top, AMBER)
-        _badge(strip, left, top, rank_words(ranking), AMBER)
-        draw.text((left + 2, below), "the right picture", fill=AMBER, font=font(SMALL))
+        draw.text((left + 2, below), f"right one: {rank_words(ranking)}", fill=AMBER, font=font(SMALL))
 
 
 def _paste(strip: Image.Image, picture: Image.Image, left: int, top: int, ring: str | None) -> None:
@@ -229,12 +266,6 @@ def _paste(strip: Image.Image, picture: Image.Image, left: int, top: int, ring: 
     colour = edge.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
     whole = ImageOps.pad(picture.convert("RGB"), CELL, Image.Resampling.LANCZOS, color=colour)
     strip.paste(whole, (left, top), _rounded(CELL, RADIUS))
-
-
-def _badge(strip: Image.Image, left: int, top: int, text: str, colour: str) -> None:
-    size = (int(font(20).getlength(text)) + 26, 34)
-    strip.paste(colour, (left + 8, top + 8), _rounded(size, 17))
-    ImageDraw.Draw(strip).text((left + 8 + size[0] / 2, top + 8 + 17), text, fill=WHITE, font=font(20), anchor="mm")
 
 
 @lru_cache(maxsize=64)

@@ -1,18 +1,16 @@
 """The sheets: what is on them, that hostile text stays text, and (`browser`) that a browser shows every picture."""
 
 import base64
-import html
 import html.parser
 import io
-import json
 import math
+import random
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
-from PIL import Image, ImageColor
+from browser import CHROMIUM, Browser
+from PIL import Image, ImageColor, ImageDraw
 
 from imagedex.evaluation.rankings import Ranking
 from imagedex.retrieval import contact_sheet
@@ -36,7 +34,6 @@ COLOURS = {
 }
 SHAPES = {"red.jpg": (300, 200), "blue.jpg": (100, 400), "sky.jpg": (5, 3)}
 HOSTILE = '<script>alert("x")</script> & <img src=x onerror=1> \u202e'
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def load(image_id):
@@ -103,6 +100,8 @@ def test_the_picture_shows_thumbnails_and_rings(sheet):
     amber = [line for line in range(len(page)) if close(page[line, right - 5], AMBER)]
     assert len(amber) >= 2 * (CELL[1] - 10) and min(amber) > reds[2] - 20  # the corners are round
     assert close(page[min(amber) + 80, right + CELL[0] // 2], "#5aa0fa")
+    cell = page[min(amber) + 25 : min(amber) + 25 + CELL[1] // 2, right + 20 : right + CELL[0] - 20].reshape(-1, 3)
+    assert len(np.unique(cell, axis=0)) == 1  # its rank does not cover it
 
 
 def test_one_model_without_known_pictures():
@@ -142,7 +141,9 @@ def test_each_thumbnail_is_made_once():
     draw_sheet(sheet, thumbnails)
     render_page(sheet, thumbnails)
     assert sorted(loaded) == ["blue.jpg", "red.jpg"]
-    assert max(thumbnails("blue.jpg").size) == 288 and thumbnails("blue.jpg").size == (72, 288)
+    assert thumbnails("blue.jpg").size == (100, 400)  # never larger than it is
+    wide = Thumbnails(lambda image_id: Image.new("RGB", (2000, 1000)))("wide")
+    assert wide.size == (contact_sheet.THUMBNAIL, contact_sheet.THUMBNAIL // 2)
 
 
 def test_long_sentences_are_broken_and_cut():
@@ -171,84 +172,201 @@ class Page(html.parser.HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
+def stored(page):
+    """symbol id -> the picture in it, as decoded."""
+    names = [attributes["id"] for attributes in page.all("symbol")]
+    pictures = [attributes["href"].split(",", 1) for attributes in page.all("image")]
+    assert all(re.fullmatch("data:image/(avif|webp);base64", kind) for kind, _ in pictures)
+    decoded = [Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB") for _, data in pictures]
+    return dict(zip(names, decoded, strict=True))
+
+
 def test_the_page_is_complete_and_escaped(sheet):
     text = render_page(sheet, Thumbnails(load))
     page = Page(text)
-    assert not page.all("script") and HOSTILE in page.texts
-    assert [image for image in page.all("img") if "onerror" in image] == []
-    assert len(page.all("article")) == 3 and len(page.all("img")) == 2 * 2 + (2 + 1) + (2 + 1) + 1
-    for image in page.all("img"):
-        kind, data = image["src"].split(",", 1)
-        assert kind == "data:image/jpeg;base64" and image["alt"]
-        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
-            assert picture.size == (int(image["width"]), int(image["height"]))
-    assert not re.findall(r"(?:https?:)?//[a-z]", text)  # nothing from elsewhere
-    kinds = [figure["class"] for figure in page.all("figure")]
-    assert kinds.count("right") == 4 and kinds.count("missed") == 2
-    assert all(figure["tabindex"] == "0" for figure in page.all("figure"))
-    assert {"rank 1", "rank 2", "rank 3", "not found"} <= set(page.texts)
-    alts = [image["alt"] for image in page.all("img")]
-    assert "Place 1: red.jpg, the right picture" in alts and "The right picture, not found: sky.jpg" in alts
+    assert not page.all("script") and not page.all("img") and HOSTILE in page.texts
+    assert not re.findall(r"""(?:https?:|["'(])//""", text)  # nothing from elsewhere
+    pictures, shown = stored(page), [attributes["href"] for attributes in page.all("use")]
+    assert len(page.all("article")) == 3 and len(shown) == 2 * 2 + (2 + 1) + (2 + 1) + 1
+    colours = [pictures[address.removeprefix("#")].getpixel((2, 1)) for address in shown]
+    wanted = ["red", "blue", "blue", "red", "red", "blue", "blue", "red", "blue", "sky", "sky"]
+    for colour, name in zip(colours, wanted, strict=True):
+        assert max(abs(a - b) for a, b in zip(colour, COLOURS[f"{name}.jpg"], strict=True)) < 16
+    kinds = [item.get("class") for item in page.all("li")]
+    assert kinds.count("right") == 4 and kinds.count("missed") == 2 and kinds.count("none") == 1
+    assert {"rank 1", "rank 2", "rank 3", "not found", "0.900", "sky.jpg"} <= set(page.texts)
     assert [article["class"] for article in page.all("article")] == ["hit", "hit", "miss"]
+    popovers = [part["id"] for part in page.all("div") if "popover" in part]
+    opening = [button["popovertarget"] for button in page.all("button")]
+    assert opening == popovers and len(set(popovers)) == len(shown)
 
 
-def chromium(tmp_path, url, *flags):
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", *flags, url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
-@pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or chrome on the PATH")
-def test_a_browser_loads_every_picture(sheet, tmp_path):
-    """The page is opened in a frame beside a script that counts what has loaded: the page itself has none."""
-    path = write_sheet_page(sheet, Thumbnails(load), tmp_path / "sheet.html")
-    probe = tmp_path / "probe.html"
-    probe.write_text(f"""<!DOCTYPE html><pre id="out"></pre>
-    <iframe src="{path.name}" width="1400" height="900"></iframe><script>
-    addEventListener("load", () => {{
-      const page = frames[0].document, images = [...page.images];
-      const shown = e => e.getClientRects().length > 0;
-      const count = () => [...page.querySelectorAll("article")].filter(shown).length;
-      const all = count();
-      page.getElementById("show-missed").click(); const missed = count();
-      page.getElementById("show-found").click(); const found = count();
-      page.getElementById("show-all").click();
-      const medium = images[0].clientWidth; page.getElementById("size-l").click();
-      document.getElementById("out").textContent = JSON.stringify({{
-        images: images.length, loaded: images.filter(i => i.complete && i.naturalWidth > 0).length,
-        titles: [...page.querySelectorAll("h2")].map(e => e.innerText), all, missed, found,
-        larger: images[0].clientWidth > medium, wide: page.documentElement.scrollWidth > 1400,
-        scripts: page.scripts.length }});
-    }});</script>""")
-    dom = chromium(
-        tmp_path, probe.as_uri(), "--allow-file-access-from-files", "--virtual-time-budget=5000", "--dump-dom"
-    )
-    seen = json.loads(html.unescape(re.search(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)[1]))
-    assert seen == {
-        "images": 11,
-        "loaded": 11,
-        "titles": ["a red one", HOSTILE, "the sky"],
-        "all": 3,
-        "missed": 1,
-        "found": 2,
-        "larger": True,
-        "wide": False,
-        "scripts": 0,
+def test_every_text_from_outside_is_escaped():
+    """Names of models, figures and pictures, which may be anything that a folder holds."""
+    names = {
+        part: f'{part}"><script>1</script>' + "<img src=x onerror=1>'&amp;" for part in ("model", "figure", "picture")
     }
+    answers = {names["model"]: [ranking("q", [names["picture"]], "gone<b>.jpg", 9)], "plain": [ranking("q", [])]}
+    sheet = build_sheet(answers, 3, figures={names["model"]: {names["figure"]: 0.5}})
+    page = Page(render_page(sheet, Thumbnails(load)))
+    assert set(names.values()) | {"gone<b>.jpg"} <= set(page.texts)
+    assert not any(page.all(tag) for tag in ("script", "img", "b"))
+
+
+def test_each_picture_is_stored_once(sheet):
+    """However often it is shown; what is stored is told apart by its own colour."""
+    text = render_page(sheet, Thumbnails(load))
+    assert text.count("data:image/") == len(stored(Page(text))) == 3
+    assert len(set(re.findall(r'data:image/[^"]*', text))) == 3
+
+
+def made_picture(image_id, size=(480, 360)):
+    """Detailed as a photograph is: 300 patches and lines of many colours; smooth, without noise."""
+    rnd = random.Random(image_id)
+    large = Image.new("RGB", size)
+    draw = ImageDraw.Draw(large)
+    for _ in range(300):
+        x, y, w, h = (rnd.randrange(limit) for limit in (*size, size[0] // 6, size[1] // 6))
+        colour = tuple(rnd.randrange(256) for _ in range(3))
+        if rnd.random() < 0.7:
+            draw.ellipse((x - w, y - h, x + w // 4, y + h // 4), fill=colour)
+        else:
+            draw.line((x, y, x + w, y - h), fill=colour, width=2)
+    return large
+
+
+def test_twenty_queries_stay_under_one_megabyte(tmp_path):
+    """20 x 10 detailed pictures, none shown twice."""
+    rankings = [ranking(f"query {q}", [f"{q}-{place}" for place in range(10)], f"{q}-9", 10) for q in range(20)]
+    sheet, thumbnails = build_sheet({"a": rankings}, 200), Thumbnails(made_picture)
+    page = write_sheet_page(sheet, thumbnails, tmp_path / "sheet.html")
+    drawn = write_sheet_image(sheet, thumbnails, tmp_path / "sheet.jpg")
+    sizes = page.stat().st_size, drawn.stat().st_size
+    assert all(200_000 < size < 1_000_000 for size in sizes)  # nor thrown away more than had to be
+    text = page.read_text(encoding="utf-8")
+    pictures = stored(Page(text))
+    assert len(pictures) == 200
+    side = max(max(picture.size) for picture in pictures.values())
+    assert 180 <= side < 480 and f"Pictures are {side} pixels at most, so that the page stays under 1 MB." in text
+    pairs = zip(list(pictures.values())[::29], list(thumbnails.kept.values())[::29], strict=True)
+    for kept, original in pairs:  # each still looks like itself
+        reference = original.resize(kept.size, Image.Resampling.LANCZOS)
+        assert np.abs(np.asarray(kept, float) - np.asarray(reference, float)).mean() < 20
+    with Image.open(drawn) as picture:
+        assert picture.width >= 1200
+
+
+def test_few_pictures_keep_their_pixels_and_nothing_is_said():
+    sheet = build_sheet({"a": [ranking("q", ["x"])]}, 1)
+    text = render_page(sheet, Thumbnails(made_picture))
+    assert stored(Page(text))["p1"].size == (480, 360) and "pixels at most" not in text
+
+
+def test_a_pillow_without_avif_stores_webp(sheet, monkeypatch):
+    monkeypatch.setattr("PIL.features.check", lambda name: name != "avif")
+    text = render_page(sheet, Thumbnails(load))
+    assert text.count("data:image/webp;base64,") == len(stored(Page(text))) == 3
+
+
+def test_what_cannot_be_made_small_enough_is_said(monkeypatch, tmp_path, caplog):
+    sheet, thumbnails = build_sheet({"a": [ranking("q", list("0123456789"))]}, 10), Thumbnails(made_picture)
+    monkeypatch.setattr(contact_sheet, "MAX_BYTES", 10_000)
+    assert "180 pixels at most; the page is over 0.01 MB nevertheless" in render_page(sheet, thumbnails)
+    with caplog.at_level("INFO", logger="imagedex"):
+        write_sheet_image(sheet, thumbnails, tmp_path / "sheet.jpg")
+    assert "sheet.jpg is drawn at 50% of its full size and is nevertheless over 0.01 MB" in caplog.text
+
+
+def test_more_queries_may_take_more():
+    rankings = [ranking(str(number), ["red.jpg"]) for number in range(60)]
+    sheets = [build_sheet({"a": rankings}, 1, max_queries=shown) for shown in (5, 20, 60)]
+    assert [contact_sheet.byte_limit(sheet) for sheet in sheets] == [1_000_000, 1_000_000, 3_000_000]
+
+
+@pytest.fixture
+def browser(sheet, tmp_path):
+    path = write_sheet_page(sheet, Thumbnails(load), tmp_path / "sheet.html")
+    with Browser(tmp_path) as one:
+        one.open(path)
+        yield one
+
+
+def seen(browser, selector):
+    return browser.ask(f"[...document.querySelectorAll('{selector}')].filter(e => e.getClientRects().length).length")
+
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or chrome on the PATH")
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or chrome on the PATH")
-@pytest.mark.parametrize("scheme, dark", [("0", True), ("1", False)])
-def test_the_page_follows_the_colour_scheme(sheet, tmp_path, scheme, dark):
-    path = write_sheet_page(sheet, Thumbnails(load), tmp_path / "sheet.html")
-    shot = tmp_path / "shot.png"
-    flags = [f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1200,800", f"--screenshot={shot}"]
-    chromium(tmp_path, path.as_uri(), *flags)
-    with Image.open(shot) as picture:
-        corner = picture.convert("RGB").getpixel((5, 5))
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(2**24)}
-    assert (max(corner) < 60) == dark
-    assert any(close(colour, "#c80000") for colour in colours)  # a thumbnail is on the screenshot
+@needs_chromium
+def test_a_browser_shows_the_page_and_fetches_nothing(browser):
+    titles = browser.ask("[...document.querySelectorAll('h2')].map(e => e.innerText)")
+    assert titles == ["a red one", HOSTILE, "the sky"] and browser.ask("document.scripts.length") == 0
+    addresses = set(browser.requests)
+    assert sum(address.startswith("file:") for address in addresses) == 1
+    assert all(address.startswith(("file:", "data:image/")) for address in addresses)
+    for choice, shown in (("missed", 1), ("found", 2), ("all", 3)):
+        browser.ask(f"document.getElementById('show-{choice}').click()")
+        assert seen(browser, "article") == shown
+    left, _, right, _ = browser.box("li svg")
+    browser.ask("document.getElementById('size-l').click()")
+    wider = browser.box("li svg")
+    assert wider[2] - wider[0] > right - left
+    for width in (1400, 390):  # nothing sticks out to the side, on a phone neither
+        browser.resize(width, 844)
+        assert browser.ask("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.browser
+@needs_chromium
+@pytest.mark.parametrize("width", [1400, 390])
+def test_nothing_covers_a_picture(browser, width):
+    browser.resize(width, 900)
+    inside = """[...document.querySelectorAll('li:not(.none)')].map(item => {
+        const box = e => e.getBoundingClientRect(), picture = box(item.querySelector('svg'));
+        const texts = [...item.querySelectorAll('.mark, .place, .score')].map(box);
+        return [texts.length, picture.width > 50 && texts.every(text => text.width > 0 && text.top >= picture.bottom)];
+    })"""
+    found = browser.ask(inside)
+    assert len(found) == 11 and all(count >= 1 and apart for count, apart in found)
+    overlapping = """(() => { const boxes = [...document.querySelectorAll('li svg')].map(e => e.getBoundingClientRect());
+        return boxes.some((a, i) => boxes.some((b, j) => i < j && a.left < b.right && b.left < a.right
+            && a.top < b.bottom && b.top < a.bottom)); })()"""
+    assert not browser.ask(overlapping)
+
+
+@pytest.mark.browser
+@needs_chromium
+@pytest.mark.parametrize("close", ["Escape", "Enter", "click"])
+@pytest.mark.parametrize("by", ["click", "Enter"])
+def test_a_picture_opens_larger_and_closes(browser, by, close):
+    small = browser.box(".right svg")
+    middle = (small[0] + small[2]) / 2, (small[1] + small[3]) / 2
+    if by == "click":
+        browser.click(*middle)
+    else:
+        browser.ask("document.querySelector('.right button').focus()")
+        browser.press("Enter")
+    assert seen(browser, ":popover-open") == 1
+    words = browser.ask("document.querySelector(':popover-open').innerText").replace("\n", " ")
+    assert all(part in words for part in ("red.jpg", "0.900", "rank 1", "the right picture"))
+    large = browser.box(":popover-open svg")
+    assert large[2] - large[0] > 2 * (small[2] - small[0])
+    shot = Image.open(io.BytesIO(base64.b64decode(browser.screenshot()))).convert("RGB")
+    red = shot.getpixel((round(large[0] + large[2]) // 2, round(large[1] + large[3]) // 2))
+    assert max(abs(a - b) for a, b in zip(red, COLOURS["red.jpg"], strict=True)) < 16
+    browser.click(5, 5) if close == "click" else browser.press(close)
+    assert seen(browser, ":popover-open") == 0 and browser.box(".right svg") == pytest.approx(small)
+    if by == "Enter" and close != "click":
+        assert browser.ask("document.activeElement.closest('li').className") == "right"  # where one was
+
+
+@pytest.mark.browser
+@needs_chromium
+@pytest.mark.parametrize("scheme, dark", [("dark", True), ("light", False)])
+def test_the_page_follows_the_colour_scheme(browser, scheme, dark):
+    browser.scheme(scheme)
+    shot = Image.open(io.BytesIO(base64.b64decode(browser.screenshot()))).convert("RGB")
+    assert (max(shot.getpixel((5, 5))) < 60) == dark
+    assert any(close(colour, "#c80000") for _, colour in shot.getcolors(2**24))  # a picture is on the screenshot
