@@ -31,6 +31,8 @@ TORCH       := $(shell sed -n 's/^\(torch[<>=~!][^ \#]*\).*/\1/p' requirements.t
 NO_CUDA     := $(if $(filter Linux,$(shell uname -s)),$(if $(GPU),,yes))
 TORCH_INDEX ?= $(if $(NO_CUDA),https://download.pytorch.org/whl/cpu)
 CONSTRAINTS ?= $(if $(NO_CUDA),constraints-cpu.txt)
+# pip itself would go on to other indexes that it knows, in silence.
+ASK_INDEX    = import urllib.request; urllib.request.urlopen('$(TORCH_INDEX)/torch/', timeout=15)
 
 # Small models gain nothing beyond 8 threads.
 THREADS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores : 8)))
@@ -93,7 +95,7 @@ $(RUNTIME): requirements.txt $(CONSTRAINTS) $(VENV)/pyvenv.cfg
 	@constraint="$(addprefix -c ,$(CONSTRAINTS))"; \
 	if [ -n "$(TORCH_INDEX)" ]; then \
 	  echo "installing torch from $(TORCH_INDEX)$(if $(GPU),, (no NVIDIA GPU found))"; \
-	  if $(PIP) install --retries 0 --timeout 15 --index-url $(TORCH_INDEX) "$(TORCH)" 2>/dev/null; then \
+	  if $(BIN)/python -c "$(ASK_INDEX)" 2>/dev/null && $(PIP) install --index-url $(TORCH_INDEX) "$(TORCH)"; then \
 	    constraint=; \
 	  else \
 	    echo "not to be had there: torch comes from the package index instead"; \

@@ -1,11 +1,19 @@
 """The shared command line: recipes, overrides, and one clear line for each mistake."""
 
+import dataclasses
+import itertools
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+import run_dsi
+import run_image_indexing
+import run_retrieval
+import run_xmatching
 from imagedex import command_line, files
 from imagedex.errors import UserError
 
@@ -102,3 +110,55 @@ def test_output_dir_same_arguments_go_on_others_are_refused(tmp_path):
         files.check_output_dir(folder, {"a": 1}, "other_record.json")
     with pytest.raises(UserError, match="is a file"):
         files.check_output_dir(folder / record, {}, record)
+
+
+SCRIPTS = {module.__name__: module for module in (run_xmatching, run_image_indexing, run_dsi, run_retrieval)}
+TRAINING = [name for name in SCRIPTS if name != "run_retrieval"]
+
+
+def help_of(name, flag, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        SCRIPTS[name].main([flag])
+    assert not stopped.value.code
+    return capsys.readouterr().out
+
+
+def flags_in(text):
+    return set(re.findall(r"^  (?:-h, )?--(\w+)", text, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_shows_our_arguments_with_their_defaults_and_the_examples_as_they_are_typed(name, capsys):
+    text = help_of(name, "--help", capsys)
+    theirs = {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}
+    ours = {
+        field.name
+        for group in SCRIPTS[name].ARGUMENTS
+        for field in dataclasses.fields(group)
+        if field.name not in theirs and field.init
+    }
+    assert ours <= flags_in(text)
+    assert "(default: None)" not in text and "default: True" not in text
+    assert "[RECIPE]" in text.splitlines()[0] and "--help_all" in text.splitlines()[1]
+    examples = re.findall(r"^    .*$", SCRIPTS[name].__doc__, flags=re.MULTILINE)
+    assert examples and "\n".join(examples) in text
+    for line, following in itertools.pairwise(examples):
+        assert line.endswith("\\") == following.startswith("        "), "a line goes on where it says so"
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_help_shows_of_the_trainers_arguments_the_most_used_and_help_all_every_one(name, capsys):
+    text, everything = (help_of(name, flag, capsys) for flag in ("--help", "--help_all"))
+    assert set(command_line.MOST_USED) <= flags_in(text)
+    theirs = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert flags_in(text) & theirs == set(command_line.MOST_USED)
+    parser = command_line.Parser(SCRIPTS[name].ARGUMENTS)
+    assert flags_in(everything) == {action.dest for action in parser._actions}
+    assert everything.index("\nmodel:") < everything.index("\ndata:") < everything.index("\nthe Trainer:")
+    assert "hub_token" not in flags_in(text) and "hub_token" in flags_in(everything)
+
+
+def test_help_after_a_recipe_shows_its_values(recipe, capsys):
+    with pytest.raises(SystemExit):
+        parse(recipe("learning_rate: 7\nneeded: x\n"), "--help")
+    assert "step (default: 7)" in capsys.readouterr().out
