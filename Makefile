@@ -50,7 +50,7 @@ DEV     := $(VENV)/.requirements-dev
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## "; print "usage: make <target>" } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-zA-Z_-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	  /^[a-zA-Z_-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: quickstart
 quickstart: $(RUNTIME) ## train all three models on the built-in scenes and compare them; environment included
