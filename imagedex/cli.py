@@ -1,6 +1,7 @@
 """The console command `imagedex`: one subcommand a script, and the list of recipes."""
 
 import importlib
+import os
 import sys
 
 from imagedex import __version__, recipe
@@ -39,7 +40,15 @@ def help_text() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        answer(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads our output has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def answer(argv: list[str]) -> None:
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
         print(help_text())

@@ -157,8 +157,10 @@ def encoding_on(model: torch.nn.Module, device=None) -> Iterator[torch.device]:
         yield next(model.parameters()).device
 
 
-def progress_bar(total: int, unit: str, shown: bool):
-    return tqdm(total=total, unit=f" {unit}", desc=f"encoding {unit}", disable=not shown, dynamic_ncols=True)
+def progress_bar(total: int, unit: str, shown: bool, doing: str = "encoding"):
+    """Args: shown, on a terminal; in a file a bar is noise."""
+    off = None if shown else True
+    return tqdm(total=total, unit=f" {unit}", desc=f"{doing} {unit}", disable=off, dynamic_ncols=True)
 
 
 def _to_model(value: torch.Tensor, model, device) -> torch.Tensor:

@@ -101,7 +101,9 @@ def fit_k_means_tree(
     members = [torch.arange(len(vectors))]  # of each node, breadth first; None once it is split
     leaf = torch.zeros(len(vectors), dtype=torch.int64)
     offsets, centroids = [0], []
-    progress = tqdm(total=len(vectors), desc="Hierarchical k-means", unit="vector", disable=len(vectors) < 20_000)
+    progress = tqdm(
+        total=len(vectors), desc="Hierarchical k-means", unit="vector", disable=len(vectors) < 20_000 or None
+    )
     node = 0
     while node < len(members):
         own, members[node] = members[node], None
@@ -145,7 +147,7 @@ def fit_residual_quantizer(vectors: torch.Tensor, levels: int, codes: int, seed:
     """
     generator = torch.Generator().manual_seed(seed)
     residual, codebooks = vectors, []
-    for _ in tqdm(range(levels), desc="Residual k-means", unit="level", disable=len(vectors) < 20_000):
+    for _ in tqdm(range(levels), desc="Residual k-means", unit="level", disable=len(vectors) < 20_000 or None):
         codebook = k_means(residual, codes, generator)
         codebook = torch.cat([codebook, codebook[:1].expand(codes - len(codebook), -1)])
         residual = residual - codebook[nearest(residual, codebook)[0]]

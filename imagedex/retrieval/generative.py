@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from imagedex.checkpoints import (
     FAILURES,
@@ -19,6 +18,7 @@ from imagedex.checkpoints import (
     source_of,
     why_not,
 )
+from imagedex.encoding.vectors import progress_bar
 from imagedex.errors import UserError
 from imagedex.evaluation.rankings import Ranking, short_float
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_list
@@ -130,13 +130,7 @@ class GenerativeRetriever(Retriever):
         rows = written(queries, processor)
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]), reverse=True)
         rankings: list[Ranking] = [Ranking(query, [], []) for query in queries]
-        with tqdm(
-            total=len(rows),
-            unit=" sentences",
-            desc="writing identifiers",
-            disable=not self.progress,
-            dynamic_ncols=True,
-        ) as bar:
+        with progress_bar(len(rows), "sentences", self.progress, "answering") as bar:
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 inputs = processor.tokenizer.pad([rows[row] for row in batch], return_tensors="pt").to(model.device)
