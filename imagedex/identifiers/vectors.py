@@ -102,7 +102,7 @@ def mean_vision_states(model, batches: Iterable[dict], device, progress: bool = 
     """
     model.to(device).eval()
     dtype, means = next(model.vision_model.parameters()).dtype, []
-    for batch in tqdm(batches, desc="Vectors of pictures", disable=None if progress else True, dynamic_ncols=True):
+    for batch in tqdm(batches, desc="Vectors of pictures", disable=not progress, dynamic_ncols=True):
         states = batch.get("image_states")
         if states is None:
             states = model.vision_states(batch["pixel_values"].to(device, dtype))

@@ -130,7 +130,7 @@ class GenerativeRetriever(Retriever):
         rows = written(queries, processor)
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]), reverse=True)
         rankings: list[Ranking] = [Ranking(query, [], []) for query in queries]
-        with progress_bar(len(rows), "sentences", self.progress, "answering") as bar:
+        with progress_bar(len(rows), "identifiers", self.progress, "writing") as bar:
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 inputs = processor.tokenizer.pad([rows[row] for row in batch], return_tensors="pt").to(model.device)
