@@ -38,16 +38,18 @@ def main(argv=None, prog=None):
 
     # what takes seconds to import comes after the arguments are known: --help and a mistake answer at once
     from imagedex.corpora.indexed import load_indexed_splits
-    from imagedex.training import results, run
+    from imagedex.training import logs, results, run
     from imagedex.training.cards import CardFacts, write_dsi_card
     from imagedex.training.generative.checks import check_corpus, check_model
     from imagedex.training.generative.model import build_parts
     from imagedex.training.generative.rows import indexing_ratio
     from imagedex.training.generative.trainer import DSITrainer
 
-    run.setup_logging(args)
+    logs.setup_logging(args)
     kind = check_model(model_args, t5_args)
     life = run.Run(args, *given[:-1])
+    if life.finished:
+        return results.say_again(life)
 
     # corpus -> splits
     with args.main_process_first(desc="reading the corpus"):
@@ -73,12 +75,11 @@ def main(argv=None, prog=None):
     mix = parts.rows.training_mix(indexing_args, ratio)
     card = {"facts": facts, "nouns": splits.nouns, "step": "retrieval", "training_mix": mix}
     trainer = DSITrainer.of(parts, args, train, evaluation, functools.partial(write_dsi_card, **card))
-    if args.do_eval and args.compare_with_baselines and args.process_index == 0:
-        facts.baselines = results.baselines(splits, args.baseline_text_encoder, None)
+    facts.baselines = results.measure_baselines(life, splits)
     facts.metrics = life.carry_out(trainer)
-    if args.do_predict:
+    if args.do_predict and not life.has("rankings.jsonl"):
         results.write_predictions(trainer, splits)
-    results.finish(trainer, splits, facts, results.DSI_MADE)
+    results.finish(life, trainer, splits, facts, results.DSI_MADE)
 
 
 if __name__ == "__main__":

@@ -36,17 +36,19 @@ def main(argv=None, prog=None):
 
     # what takes seconds to import comes after the arguments are known: --help and a mistake answer at once
     from imagedex.corpora.indexed import load_picture_splits
-    from imagedex.training import results, run
+    from imagedex.training import logs, results, run
     from imagedex.training.cards import CardFacts, write_dsi_card
     from imagedex.training.generative.checks import check_model
     from imagedex.training.generative.model import build_parts
     from imagedex.training.generative.trainer import DSITrainer, StopWhenMemorised
 
-    run.setup_logging(args)
+    logs.setup_logging(args)
     indexing_args.check(args)
     captioning = indexing_args.objective == "caption"
     kind = check_model(model_args, t5_args, indexing=True)
     life = run.Run(args, *given[:-1])
+    if life.finished:
+        return results.say_again(life)
 
     # corpus -> splits
     with args.main_process_first(desc="reading the corpus"):
@@ -76,7 +78,7 @@ def main(argv=None, prog=None):
     if indexing_args.stop_when_memorised:
         trainer.add_callback(StopWhenMemorised(indexing_args.stop_when_memorised))
     facts.metrics = life.carry_out(trainer)
-    results.finish(trainer, splits, facts, results.MADE if captioning else results.DSI_MADE)
+    results.finish(life, trainer, splits, facts, results.MADE if captioning else results.DSI_MADE)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def main(argv=None, prog=None):
 
     # what takes seconds to import comes after the arguments are known: --help and a mistake answer at once
     from imagedex.corpora import load_splits, training_captions
-    from imagedex.training import results, run
+    from imagedex.training import logs, results, run
     from imagedex.training.cards import CardFacts, write_xmatching_card
     from imagedex.training.dual_encoder.data import Collator, DualEncoderRows
     from imagedex.training.dual_encoder.streaming import check_streaming, first_captions, load_streamed_splits
@@ -33,10 +33,12 @@ def main(argv=None, prog=None):
     from imagedex.training.processors import build_processor
     from imagedex.training.towers import build_model, check_towers
 
-    run.setup_logging(args)
+    logs.setup_logging(args)
     check_towers(model_args, xmatching_args)
     check_streaming(data_args, args)
     life = run.Run(args, model_args, xmatching_args, data_args)
+    if life.finished:
+        return results.say_again(life)
 
     # corpus -> splits
     with args.main_process_first(desc="reading the corpus"):
@@ -69,15 +71,13 @@ def main(argv=None, prog=None):
         processing_class=processor,
         write_card=functools.partial(write_xmatching_card, facts=facts),
     )
-    if args.do_eval and args.compare_with_baselines and args.process_index == 0:
-        # before training: an encoder may not fit
-        facts.baselines = results.baselines(splits, args.baseline_text_encoder, xmatching_args.text_model_name_or_path)
+    facts.baselines = results.measure_baselines(life, splits, text_tower)  # before training: an encoder may not fit
     facts.metrics = life.carry_out(trainer)
-    if args.do_train and data_args.streaming:
+    if args.do_train and data_args.streaming and not life.trained:
         train.report()
-    if args.do_predict:
+    if args.do_predict and not life.has("rankings.jsonl"):
         results.write_predictions(trainer, splits)
-    results.finish(trainer, splits, facts)
+    results.finish(life, trainer, splits, facts)
 
 
 if __name__ == "__main__":

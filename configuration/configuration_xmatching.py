@@ -10,10 +10,9 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 @strict
 class XMatchingConfig(PreTrainedConfig):
     r"""
-    The defaults are Maria's: `[CLS]` of the last four layers concatenated, MLP heads 1024-1024-512 with dropout 0.2,
-    L2-normalised embeddings, frozen towers, paired hinge loss with margin 0.5. Three differ on purpose, and
-    Maria's recipe sets them back: terms are averaged, not summed, captions of the same picture are not each other's
-    negatives, and with several processes negatives are gathered from all of them.
+    The defaults are for two pretrained towers that stay as they are: the mean over the last layer's tokens and the vision
+    tower's own pooled output, a linear head on each, L2-normalised embeddings, InfoNCE with negatives from all processes,
+    where captions of the same picture are not each other's. Maria's values are in `recipes/coco/xmatching_maria.yaml`.
 
     Args:
         text_config (`dict` or `PreTrainedConfig`): any text tower AutoModel knows, with its `model_type`.
@@ -29,7 +28,7 @@ class XMatchingConfig(PreTrainedConfig):
         freeze_text_tower, freeze_vision_tower (`bool`): a frozen tower gets no gradient and stays in evaluation mode,
             so neither its weights nor its batch statistics move.
         loss_type (`str`): which function of `modeling/losses.py`.
-        loss_margin (`float`): margin of the hinge losses, in units of cosine.
+        loss_margin (`float`): margin of the hinge losses, in units of cosine (VSE++'s is 0.2, Maria's 0.5).
         loss_reduction (`str`): `"mean"` or `"sum"` over the hinge terms (Maria sums).
         mask_same_image (`bool`): captions of the same picture in one batch are not each other's negatives.
         negatives (`str`): with several processes, negatives come from all of them (`"gathered"`) or from a process's own
@@ -46,18 +45,18 @@ class XMatchingConfig(PreTrainedConfig):
 
     text_config: PreTrainedConfig | dict | None = None
     vision_config: PreTrainedConfig | dict | None = None
-    text_pooling: Literal["first", "mean"] = "first"
-    text_pooling_layers: int = 4
+    text_pooling: Literal["first", "mean"] = "mean"
+    text_pooling_layers: int = 1
     vision_pooling: Literal["pooler", "first", "mean"] = "pooler"
-    text_head: Literal["mlp", "linear", "none"] = "mlp"
-    vision_head: Literal["mlp", "linear", "none"] = "mlp"
+    text_head: Literal["mlp", "linear", "none"] = "linear"
+    vision_head: Literal["mlp", "linear", "none"] = "linear"
     head_hidden_sizes: list[int] | tuple[int, ...] = (1024, 1024)
-    head_dropout: float | int = 0.2
+    head_dropout: float | int = 0.1
     projection_dim: int = 512
     freeze_text_tower: bool = True
     freeze_vision_tower: bool = True
-    loss_type: Literal["paired_hinge", "hinge", "hardest_hinge", "info_nce", "sigmoid"] = "paired_hinge"
-    loss_margin: float | int = 0.5
+    loss_type: Literal["paired_hinge", "hinge", "hardest_hinge", "info_nce", "sigmoid"] = "info_nce"
+    loss_margin: float | int = 0.2
     loss_reduction: Literal["mean", "sum"] = "mean"
     mask_same_image: bool = True
     negatives: Literal["local", "gathered"] = "gathered"

@@ -28,7 +28,7 @@ SENTENCES = ["red on the left and blue on the right", "a green half next to a ye
 MODEL_FILES = {
     "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json", "README.md",
     "configuration_xmatching.py", "modeling_xmatching.py", "processing_retrieval.py", "picture_reading.py", "losses.py",
-    "gathering.py", "towers.py",
+    "gathering.py", "towers.py", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
 }  # fmt: skip
 
 ELSEWHERE = """
@@ -329,3 +329,18 @@ def test_a_push_that_fails_at_the_end_says_where_the_model_is(run, hub, folder, 
     assert again.returncode == 0, again.stderr[-3000:]
     assert set(hub.files("someone/late")) >= MODEL_FILES
     assert 'name = "someone/late"' in hub.files("someone/late")["README.md"].decode()
+
+
+def test_a_finished_run_is_pushed_afterwards_as_it_is(run, hub, folder, flickr_folder):
+    arguments = training(flickr_folder, output_dir="later")
+    done = run("run_xmatching.py", *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    before = {path.name: path.stat().st_mtime_ns for path in (folder / "later").iterdir() if path.is_file()}
+    pushed = run("run_xmatching.py", *arguments, "--push_to_hub", "--hub_model_id", "someone/afterwards")
+    assert pushed.returncode == 0, pushed.stderr[-3000:]
+    assert "training loss" not in pushed.stdout and "trained 3 steps" not in pushed.stdout
+    after = {path.name: path.stat().st_mtime_ns for path in (folder / "later").iterdir() if path.is_file()}
+    assert {name for name in before if after[name] != before[name]} == {"README.md"}  # which names the model on the Hub
+    files = hub.files("someone/afterwards")
+    assert set(files) >= MODEL_FILES and "finished.json" not in files
+    assert 'name = "someone/afterwards"' in files["README.md"].decode()

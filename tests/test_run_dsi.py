@@ -83,11 +83,11 @@ def test_train_evaluate_save_and_go_on(launch, arguments, tmp_path):
     assert last == "model, processor, identifiers, code and card: out"
     assert "BM25" in first.stdout and "memorised: " in first.stdout
 
-    # the same arguments go on: nothing left to train, the same figures
+    # the same arguments again: nothing left to do, the same figures
     again = launch("run_dsi.py", *arguments, "--compare_with_baselines", "--eval_strategy", "epoch",
                    "--load_best_model_at_end", "--metric_for_best_model", "hits@1")  # fmt: skip
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "going on from" in again.stdout
+    assert "this run is finished" in again.stdout and again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
     for name in ("eval_mrr", "eval_memorised", "eval_loss"):
         assert results_of(out)[name] == pytest.approx(results[name])
 

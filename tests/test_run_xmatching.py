@@ -45,10 +45,10 @@ def test_train_evaluate_save_and_go_on(launch, arguments, tmp_path):
     assert last == "model, processor, code and card: out"
     assert "BM25" in first.stdout
 
-    # the same arguments go on: nothing left to train, the same figures
+    # the same arguments again: nothing left to do, the same figures
     again = launch("run_xmatching.py", *arguments, "--compare_with_baselines")
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "going on from" in again.stdout
+    assert "this run is finished" in again.stdout and again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
     assert json.loads((out / "eval_results.json").read_text())["eval_mrr"] == results["eval_mrr"]
 
     # other arguments are refused, and what is there stays

@@ -33,6 +33,7 @@ def test_tensorboard_writes_into_the_output_folder_and_the_run_goes_on(launch, a
     measured = json.loads((tmp_path / "out" / "eval_results.json").read_text())
     assert values["eval/hits@1"] == [pytest.approx(measured["eval_hits@1"])]
 
+    (tmp_path / "out" / "trainer_state.json").unlink()  # as if stopped before the end of the training
     again = launch("run_xmatching.py", *arguments, "--report_to", "tensorboard")
     assert again.returncode == 0, again.stderr[-3000:]
     assert "going on from" in again.stdout

@@ -10,6 +10,7 @@ from imagedex import DATA
 from imagedex.corpora import RetrievalSplits
 from imagedex.corpora.arguments import CorpusArguments
 from imagedex.files import write_atomically
+from imagedex.training.publishing import public_name
 
 TEMPLATES = DATA / "model_cards"
 HYPERPARAMETERS = (
@@ -66,6 +67,18 @@ def rate_rows(facts: CardFacts) -> dict[str, dict]:
     return rows | facts.baselines
 
 
+def shortfall(facts: CardFacts) -> list[str]:
+    """A sentence for each baseline that has more Hits@1 than the model."""
+    found = facts.metrics.get("eval_hits@1")
+    source = "the documents' texts" if "document" in facts.asking else "the trained captions"
+    sentences = {"BM25": f"BM25 over {source}", "caption vectors": f"the mean vectors of {source}"}
+    return [
+        f"This model finds less than {sentences.get(name, name)} (Hits@1 {found:.3f} against {row['hits@1']:.3f})."
+        for name, row in facts.baselines.items()
+        if found is not None and round(found, 3) < round(row["hits@1"], 3)
+    ]
+
+
 def plain(value):
     """An enumeration's value ("cosine"), anything else as it is."""
     return getattr(value, "value", value)
@@ -73,18 +86,30 @@ def plain(value):
 
 def tower_name(config) -> str:
     name = getattr(config, "_name_or_path", "")
-    return (
-        f"{config.model_type} (`{Path(name).name if Path(name).is_absolute() else name}`)"
-        if name
-        else config.model_type
-    )
+    return f"{config.model_type} (`{public_name(name)}`)" if name else config.model_type
 
 
 def t5_name(config) -> str:
     """How large a T5 is, and where it started from."""
     name = getattr(config, "_name_or_path", "")
     layers = f"{config.num_layers} encoder and {config.num_decoder_layers} decoder layers of width {config.d_model}"
-    return layers + (f", started from `{Path(name).name if Path(name).is_absolute() else name}`" if name else "")
+    return layers + (f", started from `{public_name(name)}`" if name else "")
+
+
+def card_results(facts: CardFacts) -> list[EvalResult]:
+    """The figures as the Hub reads them from a card's head."""
+    return [
+        EvalResult(
+            task_type="image-text-retrieval",
+            dataset_type="imagefolder",
+            dataset_name=facts.corpus,
+            metric_type=figure,
+            metric_name=figure,
+            metric_value=round(facts.metrics[f"eval_{figure}"], 4),
+        )
+        for figure in FIGURES
+        if f"eval_{figure}" in facts.metrics
+    ]
 
 
 def write_model_card(
@@ -103,18 +128,7 @@ def write_model_card(
     """
     model_id = args.hub_model_id or Path(args.output_dir).resolve().name
     config = model.config
-    results = [
-        EvalResult(
-            task_type="image-text-retrieval",
-            dataset_type="imagefolder",
-            dataset_name=facts.corpus,
-            metric_type=figure,
-            metric_name=figure,
-            metric_value=round(facts.metrics[f"eval_{figure}"], 4),
-        )
-        for figure in FIGURES
-        if f"eval_{figure}" in facts.metrics
-    ]
+    results = card_results(facts)
     data = ModelCardData(
         model_name=model_id.split("/")[-1],
         library_name="transformers",
@@ -139,13 +153,15 @@ def write_model_card(
         "gallery_size": facts.metrics.get("eval_gallery_size"),
         "folds": facts.metrics.get("eval_folds"),
         "compared": bool(facts.baselines),
+        "shortfall": " ".join(shortfall(facts)),
         "versions": ", ".join(
             f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "torch", "datasets")
         ),
         **{name: getattr(facts, name) for name in ("corpus", "train_size", "held_out", "metrics")},
     } | variables
     card = ModelCard.from_template(data, template_path=str(TEMPLATES / f"{template}.md"), **variables)
-    write_atomically(path, str(card))
+    if not Path(path).exists() or Path(path).read_text(encoding="utf-8") != str(card):
+        write_atomically(path, str(card))
 
 
 def write_xmatching_card(path: Path | str, trainer, facts: CardFacts) -> None:

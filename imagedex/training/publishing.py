@@ -10,11 +10,18 @@ from imagedex.errors import UserError
 from imagedex.hub import push_reason
 
 # What only resuming needs, what names this machine's folders, and the corpus's sentences, which are not ours to publish.
-PRIVATE = ["run_arguments.json", "training_args.bin", "trainer_state.json", "eval_queries.csv"]
+PRIVATE = ["run_arguments.json", "finished.json", "training_args.bin", "trainer_state.json", "eval_queries.csv"]
+
+
+def public_name(name: str) -> str:
+    """A model's name on the Hub, or the last part of a folder's: where it lies on this machine is nobody's business."""
+    return Path(name).name if Path(name).is_absolute() or Path(name).is_dir() else name
 
 
 class PublishingMixin:
     """For a Trainer: our card, and a push to the Hub that sends model, processor, code, card and figures."""
+
+    travelling = ("*.py",)  # what of a checkpoint a model on the Hub needs beside what Trainer sends during training
 
     def __init__(self, *args, write_card=None, **kwargs):
         """Args: write_card, (path, trainer) -> None, by the script that knows the run; None: no card."""
@@ -34,11 +41,11 @@ class PublishingMixin:
             raise UserError(f"--push_to_hub: {self.args.hub_model_id} cannot be made: {push_reason(error)}") from error
 
     def push_to_hub(self, commit_message: str = "End of training", **kwargs):
-        """One commit of the output folder without checkpoints and `PRIVATE`. Returns it on the main process, else None.
+        """One commit of the output folder, where the model is by now, without checkpoints and `PRIVATE`. Returns it on the main
+        process, else None.
 
         Raises `UserError` when the Hub does not take it.
         """
-        self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         self.create_model_card()
@@ -62,6 +69,7 @@ class PublishingMixin:
     def _push_from_checkpoint(self, checkpoint_folder):
         """As Trainer, with the model's code, without which a model on the Hub cannot be loaded."""
         if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
-            for file in Path(checkpoint_folder).glob("*.py"):
-                shutil.copy(file, self.args.output_dir)
+            for pattern in self.travelling:
+                for file in Path(checkpoint_folder).glob(pattern):
+                    shutil.copy(file, self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)

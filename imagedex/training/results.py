@@ -14,8 +14,10 @@ from imagedex.corpora import RetrievalSplits
 from imagedex.errors import UserError
 from imagedex.evaluation.baselines import baseline_rows
 from imagedex.evaluation.rankings import Ranking, short_float, write_rankings
+from imagedex.evaluation.table import table
 from imagedex.files import write_atomically
-from imagedex.training.cards import FIGURES, CardFacts, rate_rows
+from imagedex.training.cards import FIGURES, CardFacts, rate_rows, shortfall
+from imagedex.training.run import EVAL_RESULTS, FINISHED, Run, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,14 @@ def baselines(splits: RetrievalSplits, encoder: str | None, text_tower: str | No
         return rows(None)
 
 
+def measure_baselines(life: Run, splits: RetrievalSplits, text_tower: str | None = None) -> dict[str, dict]:
+    """`baselines`, where they are asked for; on the main process, and not again when this run has measured them."""
+    args = life.args
+    if not (args.do_eval and args.compare_with_baselines and args.process_index == 0):
+        return {}
+    return life.kept(BASELINES) or baselines(splits, args.baseline_text_encoder, text_tower)
+
+
 def write_queries(path: Path, queries: list[tuple[str, str]]) -> None:
     """CSV of `caption,image`, as run_retrieval.py reads it."""
     buffer = io.StringIO()
@@ -74,48 +84,50 @@ def write_predictions(trainer: Trainer, splits: RetrievalSplits, k: int = 10) ->
         write_rankings(rankings, Path(trainer.args.output_dir) / "rankings.jsonl")
 
 
-def table(rows: dict[str, dict], columns) -> str:
-    """Rows of figures as aligned text: rates with three decimals, other numbers as they are, a dash where there is none."""
-
-    def cell(column, value):
-        if value is None:
-            return "–"
-        return f"{value:.3f}" if "@" in column or column == "mrr" else f"{value:g}"
-
-    cells = [["", *columns], *([name, *(cell(c, figures.get(c)) for c in columns)] for name, figures in rows.items())]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = (
-        [text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
-        for row in cells
-    )
-    return "\n".join("  ".join(line).rstrip() for line in lines)
-
-
 def relative(path: Path | str) -> str:
     """The path as a person would type it from here."""
     path = Path(path).resolve()
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def finish(trainer: Trainer, splits: RetrievalSplits, facts: CardFacts, made: str = MADE) -> None:
-    """Writes model, card, questions and baselines, prints the table and where everything is; pushes where asked.
+def finish(life: Run, trainer: Trainer, splits: RetrievalSplits, facts: CardFacts, made: str = MADE) -> None:
+    """Writes card, questions and baselines, prints the table and where everything is; pushes where asked.
 
-    Args: made, what a trained model's folder holds, for the last line.
+    Args: life, carried out; made, what a trained model's folder holds, for the last line.
     """
-    args, folder = trainer.args, Path(trainer.args.output_dir)
+    args, folder = trainer.args, life.folder
+    nouns, made = getattr(splits, "nouns", ("captions", "pictures")), made if args.do_train else "figures"
     if args.do_train:
-        trainer.save_model(_internal_call=True)  # pushed once, below, when everything is there
         trainer.create_model_card()
     if trainer.is_world_process_zero():
-        if splits.evaluation is not None:
+        if splits.evaluation is not None and not life.has(QUERIES):
             write_queries(folder / QUERIES, questions(splits))
-        if facts.baselines:
+        if facts.baselines and not life.has(BASELINES):
             write_atomically(folder / BASELINES, json.dumps(facts.baselines, indent=2) + "\n")
-        say_figures(facts, getattr(splits, "nouns", ("captions", "pictures")))
-    pushed = trainer.push_to_hub() if args.push_to_hub else None
+        if not life.complete:
+            files = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != FINISHED)
+            end = {"files": files, "made": made, "nouns": nouns, "asking": facts.asking}
+            write_atomically(folder / FINISHED, json.dumps(end, indent=2) + "\n")
+        say_figures(facts, nouns)
+    pushed = None
+    if args.push_to_hub:
+        if not args.do_train:  # a model that was only judged is not in the folder yet
+            trainer.save_model(_internal_call=True)
+        pushed = trainer.push_to_hub()
     if trainer.is_world_process_zero():
-        made = made if args.do_train else "figures"
         print(f"{made}: {relative(folder)}" + (f" and {pushed.repo_url}" if pushed else ""))
+
+
+def say_again(life: Run) -> None:
+    """Of a run that is finished: the table and the last line, from what it left."""
+    if life.args.process_index:
+        return
+    folder, end = life.folder, life.finished
+    logger.info("this run is finished, so nothing is done again; another --output_dir begins anew")
+    measured = [read_json(folder / name) or {} for name in (EVAL_RESULTS, BASELINES)]
+    facts = CardFacts("", "", "", end["asking"], *measured)
+    say_figures(facts, end["nouns"])
+    print(f"{end['made']}: {relative(folder)}")
 
 
 def say_figures(facts: CardFacts, nouns: tuple[str, str]) -> None:
@@ -125,7 +137,9 @@ def say_figures(facts: CardFacts, nouns: tuple[str, str]) -> None:
         queries, gallery = metrics["eval_queries"], metrics["eval_gallery_size"]
         folds = f" (the mean of {metrics['eval_folds']} folds)" if "eval_folds" in metrics else ""
         print(f"\n{queries} held-out {asking}, a gallery of {gallery} {found}{folds}\n")
-        print(table(rate_rows(facts), FIGURES) + "\n")
+        print(table(rate_rows(facts), {name: name for name in FIGURES}) + "\n")
+        for line in shortfall(facts):
+            print(line + "\n")
     if "eval_memorised" in metrics:
         samples, gallery = metrics["eval_memorised_samples"], metrics["eval_gallery_size"]
         print(f"memorised: {metrics['eval_memorised']:.3f} of {samples} {found}, among {gallery}\n")

@@ -1,24 +1,38 @@
-"""The life of a training run: its folder, logging, resuming, what is switched off when nothing is held out, its last line."""
+"""The life of a training run: its folder, resuming, what is done already, what is switched off when nothing is held out."""
 
 import dataclasses
 import json
 import logging
 import os
-import sys
 from datetime import datetime
+from pathlib import Path
 
-import datasets
 import transformers
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainerState, TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from imagedex.errors import UserError
 from imagedex.evaluation.exact import split_folds
 from imagedex.files import RUN_RECORD, check_output_dir, write_atomically
 from imagedex.hub import check_push
+from imagedex.training.trainer_parts import load_weights
 
 logger = logging.getLogger(__name__)
+
+FINISHED = "finished.json"  # in an output folder, written last: the files a run left, and in which words it ends
+STATE, EVAL_RESULTS = "trainer_state.json", "eval_results.json"
+# what comes after the model and is made again by itself where it is missing
+AFTERWARDS = {
+    "README.md",
+    EVAL_RESULTS,
+    "all_results.json",
+    "train_results.json",
+    "eval_queries.csv",
+    "baselines.json",
+    "rankings.jsonl",
+}
 
 # What may differ between a run and its continuation: where it writes and reports, how many helpers it has, and whether
 # to go on past the unreadable picture that stopped a stream.
@@ -32,25 +46,16 @@ MAY_DIFFER = {
 }  # fmt: skip
 
 
-def setup_logging(args: TrainingArguments) -> None:
-    """Our log lines on the main process at INFO, the libraries' at WARNING."""
-    main_process = args.process_index == 0
-    logging.basicConfig(format="%(levelname).1s %(message)s", handlers=[logging.StreamHandler(sys.stdout)], force=True)
-    logging.getLogger().setLevel(logging.WARNING)
-    for name in ("imagedex", "__main__"):
-        logging.getLogger(name).setLevel(logging.INFO if main_process else logging.ERROR)
-    transformers.logging.set_verbosity_warning()
-    datasets.utils.logging.set_verbosity_warning()
-    if not main_process or args.disable_tqdm or not sys.stderr.isatty():  # short bars are noise in a file
-        datasets.disable_progress_bars()
-        transformers.logging.disable_progress_bar()
-
-
 class Run:
     """One output folder and the arguments that belong to it.
 
     Made before anything is loaded: refuses a folder it cannot write or that holds a run with other arguments. Nothing is
     written before `carry_out()`, which a script calls once data and model are known to be good.
+
+    Attributes:
+        trained: whether the training is over and its model is in the folder; what is missing after it is done then.
+        finished: what `FINISHED` says, when all that it names is there and nothing is to be pushed: there is nothing to do.
+        checkpoint: where model, processor and identifiers come from when the run goes on; None at its start.
     """
 
     def __init__(self, args: TrainingArguments, *argument_groups):
@@ -66,12 +71,21 @@ class Run:
         self.folder = check_output_dir(args.output_dir, self.arguments, RUN_RECORD)
         if not args.run_name:  # one name for training and the evaluation after it: trackio would make two runs of them
             args.run_name = f"{self.folder.resolve().name}-{datetime.now():%b%d_%H-%M-%S}"
-        self.checkpoint = self._checkpoint()
+        left = None if self._names_checkpoint() else read_json(self.folder / FINISHED)
+        self.lacking = [name for name in left["files"] if not (self.folder / name).exists()] if left else []
+        self.complete = bool(left) and not self.lacking
+        self.finished = left if self.complete and not args.push_to_hub else None
+        self.trained = args.do_train and not self._names_checkpoint() and is_trained(self.folder)
+        self.checkpoint = str(self.folder) if self.trained else self._checkpoint()
         set_seed(args.seed)
+
+    def _names_checkpoint(self) -> bool:
+        """Whether a checkpoint to go on from is named, whatever else there is."""
+        return str(self.args.resume_from_checkpoint or "true").lower() not in ("true", "1")
 
     def _checkpoint(self) -> str | None:
         given = self.args.resume_from_checkpoint
-        if given and str(given).lower() not in ("true", "1"):
+        if self._names_checkpoint():
             if not os.path.isdir(given):
                 raise UserError(f"--resume_from_checkpoint {given}: there is no such folder")
             return given
@@ -83,23 +97,51 @@ class Run:
         return found
 
     def carry_out(self, trainer: Trainer) -> dict[str, float]:
-        """Trains and evaluates as --do_train and --do_eval say and saves the figures of both. Returns those of the evaluation.
+        """Trains and evaluates as --do_train and --do_eval say and saves model and figures. Returns those of the evaluation.
 
-        The first to write anything.
+        The first to write anything. What was done before a stop is not done again.
         """
-        if self.args.process_index == 0:
+        if self.args.process_index == 0 and not (self.folder / RUN_RECORD).exists():
             write_atomically(
                 self.folder / RUN_RECORD, json.dumps(self.arguments, indent=2, sort_keys=True, default=str) + "\n"
             )
-        if self.args.do_train:
+        if self.trained:
+            logger.info("the training of %s is over; only what is missing is done", self.folder)
+            load_weights(trainer.model, self.folder)
+            trainer.state = TrainerState.load_from_json(str(self.folder / STATE))
+            if set(self.lacking) - AFTERWARDS:
+                trainer.save_model(_internal_call=True)
+        elif self.args.do_train:
             trained = trainer.train(resume_from_checkpoint=self.checkpoint)
             trainer.save_metrics("train", trained.metrics)
-            trainer.save_state()
+            trainer.save_model(_internal_call=True)  # pushed once, at the end, when everything is there
+            trainer.save_state()  # last: it says that the training is over
         if not self.args.do_eval:
             return {}
+        if self.has(EVAL_RESULTS):
+            return self.kept(EVAL_RESULTS)
         metrics = trainer.evaluate()
         trainer.save_metrics("eval", metrics)
         return metrics
+
+    def has(self, name: str) -> bool:
+        """Whether this run has left that file after its training, so that it need not be made again."""
+        return self.trained and (self.folder / name).exists()
+
+    def kept(self, name: str):
+        """The content of a JSON file that this run left, None where it did not."""
+        return read_json(self.folder / name) if self.has(name) else None
+
+
+def read_json(path: Path):
+    """What the file holds; None where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether a training ended here: `carry_out` saves the model first and the state after it."""
+    weights = any((folder / name).exists() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+    return weights and (folder / CONFIG_NAME).exists() and (folder / STATE).exists()
 
 
 def check_trackers(args: TrainingArguments) -> None:

@@ -14,6 +14,7 @@ from imagedex.modeling.processing_retrieval import RetrievalProcessor
 from imagedex.training.arguments import ModelArguments
 from imagedex.training.dual_encoder.arguments import XMatchingArguments
 from imagedex.training.image_processor import check_image_processor, output_size
+from imagedex.training.publishing import public_name
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,21 @@ def check_towers(model: ModelArguments, xmatching: XMatchingArguments) -> None:
 def build_model(model: ModelArguments, xmatching: XMatchingArguments, processor: RetrievalProcessor) -> XMatchingModel:
     """The model in the processor's sizes. Raises `UserError` for a checkpoint of another kind or sizes that do not fit."""
     fields = xmatching.config_fields()
+    if xmatching.text_config:
+        fields["freeze_text_tower"] = decide_freezing("text", xmatching.freeze_text_tower)
+    if model.vision_config:
+        fields["freeze_vision_tower"] = decide_freezing("vision", xmatching.freeze_vision_tower)
+    made = make_model(model, xmatching, processor, fields)
+    if model.config_name:
+        warn_of_random_towers(made.config)
+    forget_folders(made.config)
+    return made
+
+
+def make_model(
+    model: ModelArguments, xmatching: XMatchingArguments, processor: RetrievalProcessor, fields: dict
+) -> XMatchingModel:
+    """Args: fields, of its config. Raises `UserError`, see `build_model`."""
     hf_logging.set_verbosity_error()  # the load report lists heads that are new on purpose
     try:
         name = model.model_name_or_path or model.config_name
@@ -94,6 +110,40 @@ def build_model(model: ModelArguments, xmatching: XMatchingArguments, processor:
         raise UserError(" ".join(str(error).split())[:400]) from error
     finally:
         hf_logging.set_verbosity_warning()
+
+
+def decide_freezing(side: str, given: bool | None) -> bool:
+    """Whether a tower from scratch is frozen: only where that is asked for, and never in silence.
+
+    Args: side, "text" or "vision".
+    """
+    flag = f"--freeze_{side}_tower"
+    if given:
+        logger.warning("the %s tower starts from scratch and stays at random weights, as %s says", side, flag)
+        return True
+    if given is None:
+        logger.info("the %s tower starts from scratch, so it is trained; %s true would leave it random", side, flag)
+    return False
+
+
+def warn_of_random_towers(config) -> None:
+    """Of a model from scratch whose config says what is frozen."""
+    for side in ("text", "vision"):
+        if getattr(config, f"freeze_{side}_tower", False):
+            logger.warning(
+                "the %s tower starts from scratch and stays at random weights, as the config says; "
+                "--freeze_%s_tower false trains it",
+                side,
+                side,
+            )
+
+
+def forget_folders(config) -> None:
+    """Of towers that came from a folder, a saved config keeps the folder's name and not where it lies on this machine."""
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if getattr(part, "_name_or_path", ""):
+            part._name_or_path = public_name(part._name_or_path)
 
 
 def tokenizer_fields(tokenizer) -> dict:

@@ -2,12 +2,21 @@
 
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers import PrinterCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
+from imagedex.training.logs import TrainingLog
 from imagedex.training.publishing import PublishingMixin
 
 
 class TowerTrainerMixin(PublishingMixin):
     """For a Trainer of a model with towers."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for printer in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
+            self.remove_callback(printer)
+        self.add_callback(TrainingLog)
 
     def tower_rates(self) -> dict[str, float | None]:
         """How a tower's parameters are named -> its learning rate; None: `learning_rate`."""

@@ -25,9 +25,14 @@ TEXT_TOWERS = {
 LOSSES = ["paired_hinge", "hinge", "hardest_hinge", "info_nce", "sigmoid"]
 
 
+# Maria's: every part of the model is in use
+MARIA = {"text_pooling": "first", "text_pooling_layers": 4, "text_head": "mlp", "vision_head": "mlp", "head_dropout": 0.2,
+         "loss_type": "paired_hinge", "loss_margin": 0.5}  # fmt: skip
+
+
 def tiny(text="bert", vision="resnet", **fields):
     torch.manual_seed(0)
-    fields = {"projection_dim": 12, "head_hidden_sizes": [20, 20]} | fields
+    fields = MARIA | {"projection_dim": 12, "head_hidden_sizes": [20, 20]} | fields
     return XMatchingModel(
         XMatchingConfig(
             text_config={"model_type": text, "vocab_size": 40, **TEXT_TOWERS[text]},

@@ -42,7 +42,10 @@ def test_a_saved_model_works_without_this_repository(tmp_path, text_config, visi
         XMatchingConfig(
             text_config=text_config | {"vocab_size": len(tokenizer)},
             vision_config=vision_config,
+            text_pooling="first",
             text_pooling_layers=2,
+            text_head="mlp",
+            vision_head="mlp",
             loss_type="info_nce",
         )
     ).eval()

@@ -32,6 +32,7 @@ VISION = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_a
 def tiny(loss_type, negatives, reduction):
     torch.manual_seed(0)
     fields = {"projection_dim": 12, "head_hidden_sizes": [20], "head_dropout": 0.0, "text_pooling_layers": 1}
+    fields |= {"text_pooling": "first", "text_head": "mlp", "vision_head": "mlp", "loss_margin": 0.5}
     frozen = {"freeze_text_tower": False, "freeze_vision_tower": False}
     loss = {"loss_type": loss_type, "negatives": negatives, "loss_reduction": reduction}
     model = XMatchingModel(XMatchingConfig(text_config=TEXT, vision_config=VISION, **fields, **frozen, **loss)).train()

@@ -211,7 +211,9 @@ def _read_lines(file: Path, flag: str) -> list[tuple[int, dict]]:
     rows = []
     try:
         with open(file, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(tqdm(lines, desc=f"Reading {file.name}", unit=" lines", delay=2), start=1):
+            for number, line in enumerate(
+                tqdm(lines, desc=f"Reading {file.name}", unit=" lines", delay=2, disable=None), start=1
+            ):
                 if not line.strip():
                     continue
                 row = json.loads(line)

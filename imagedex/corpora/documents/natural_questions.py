@@ -209,7 +209,7 @@ def _parquet_files(source: str) -> list[str]:
 
 
 def _progress(files: list[str], what: str) -> tqdm:
-    return tqdm(files, desc=what, unit="file")
+    return tqdm(files, desc=what, unit="file", disable=None)  # a bar is noise in a file
 
 
 def _kept(place: Path, file: str, read, files: list[str], number: int, *arguments) -> list:

@@ -65,7 +65,7 @@ def draw_missing(scenes: tuple[Scene, ...], folder: Path, image_size: int = 96) 
     folder.mkdir(parents=True, exist_ok=True)
     there = set(os.listdir(folder))
     missing = [number for number in range(len(scenes)) if scene_id(number) not in there]
-    for number in tqdm(missing, desc="Drawing shape_scenes", unit="scenes", disable=not missing):
+    for number in tqdm(missing, desc="Drawing shape_scenes", unit="scenes", disable=None if missing else True):
         png = io.BytesIO()
         draw_scene(scenes[number], image_size).save(png, format="PNG")
         write_atomically(folder / scene_id(number), png.getvalue())

@@ -10,7 +10,7 @@ from imagedex.training.arguments import RunArguments
 
 @dataclass
 class XMatchingArguments:
-    """The dual encoder. What is left out keeps the value of the model's config (Maria's, when it is a new model)."""
+    """The dual encoder. What is left out keeps the value of the model's config."""
 
     _argument_group_name = "dual encoder"
 
@@ -26,8 +26,12 @@ class XMatchingArguments:
     head_hidden_sizes: list[int] | None = argument("Widths of the hidden layers of an mlp head.")
     head_dropout: float | None = argument("Dropout after each hidden layer of an mlp head, before a linear one.")
     projection_dim: int | None = argument("Width of the embedding.")
-    freeze_text_tower: bool | None = argument("Leave the text tower as it is.")
-    freeze_vision_tower: bool | None = argument("Leave the vision tower as it is.")
+    freeze_text_tower: bool | None = argument(
+        "Leave the text tower as it is; by default a pretrained one, while one from scratch is trained."
+    )
+    freeze_vision_tower: bool | None = argument(
+        "Leave the vision tower as it is; by default a pretrained one, while one from scratch is trained."
+    )
     loss_type: Literal["paired_hinge", "hinge", "hardest_hinge", "info_nce", "sigmoid"] | None = argument(
         "Loss, see modeling/losses.py."
     )

@@ -23,15 +23,18 @@ from imagedex.configuration.configuration_xmatching import XMatchingConfig
 from imagedex.errors import UserError
 from imagedex.modeling.modeling_xmatching import XMatchingModel
 from imagedex.modeling.processing_retrieval import RetrievalProcessor
+from imagedex.training.dual_encoder.saving import write_sentence_transformers_files
 from imagedex.training.image_processor import build_image_processor
+from imagedex.training.towers import forget_folders
 
 IMAGE_PROCESSOR = {  # xmatching/main.py, valid_transform
     "size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "resample": "bilinear",
     "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225],
 }  # fmt: skip
 MARIA = {  # what the file does not tell
-    "head_dropout": 0.2, "freeze_text_tower": True, "freeze_vision_tower": True, "loss_type": "paired_hinge",
-    "loss_margin": 0.5, "loss_reduction": "sum", "mask_same_image": False,
+    "text_pooling": "first", "vision_pooling": "pooler", "text_head": "mlp", "vision_head": "mlp", "head_dropout": 0.2,
+    "freeze_text_tower": True, "freeze_vision_tower": True, "loss_type": "paired_hinge",
+    "loss_margin": 0.5, "loss_reduction": "sum", "mask_same_image": False, "negatives": "local",
 }  # fmt: skip
 
 MAX_TEXT_LENGTH = 75  # --max-len
@@ -149,8 +152,10 @@ def save(model, processor, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.")
     try:
+        forget_folders(model.config)
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
+        write_sentence_transformers_files(temporary)
         os.chmod(temporary, 0o755)
         os.replace(temporary, folder)
     except BaseException:

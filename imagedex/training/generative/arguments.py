@@ -27,7 +27,9 @@ class T5Arguments:
         "better than BM25, and learns from there (num_heads * d_kv must be d_model).",
         "random",
     )
-    freeze_vision_tower: bool | None = argument("Leave the vision tower as it is.")
+    freeze_vision_tower: bool | None = argument(
+        "Leave the vision tower as it is; by default a pretrained one, while one from scratch is trained."
+    )
     num_visual_tokens: int | None = argument("codebook_t5: visual tokens of a picture, the last one end-of-sequence.")
     visual_token_selection: Literal["random", "even", "attention", "merge"] | None = argument(
         "codebook_t5: which patches become visual tokens: drawn at random, evenly spaced, most attended by the class "

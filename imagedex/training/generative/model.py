@@ -20,7 +20,13 @@ from imagedex.training.generative.rows import DSIRows, ItemInputs
 from imagedex.training.generative.starts.lexical import start_from_texts
 from imagedex.training.image_processor import output_size
 from imagedex.training.processors import build_processor
-from imagedex.training.towers import build_tower_config, tokenizer_fields
+from imagedex.training.towers import (
+    build_tower_config,
+    decide_freezing,
+    forget_folders,
+    tokenizer_fields,
+    warn_of_random_towers,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +98,33 @@ def build_parts(
 
 def build_model(model: ModelArguments, t5: T5Arguments, kind: str, processor):
     """The model in the sizes of the processor. Raises `UserError` for parts that do not fit each other."""
+    fields = t5.config_fields()
+    if model.vision_config:
+        fields["freeze_vision_tower"] = freezing_of_new_tower(t5, kind)
+    made = make_model(model, t5, kind, processor, fields)
+    if kind in WITH_PICTURES:
+        if model.config_name:
+            warn_of_random_towers(made.config)
+        forget_folders(made.config)
+    return made
+
+
+def freezing_of_new_tower(t5: T5Arguments, kind: str) -> bool:
+    """Whether a vision tower from scratch is frozen. The fixed codebook passes no gradient, so it always is there."""
+    if kind == "codebook_t5" and t5.quantization != "learned":
+        logger.warning(
+            "the vision tower starts from scratch, and --quantization fixed never trains it: the visual tokens are random "
+            "words; give --vision_model_name_or_path, or --quantization learned"
+        )
+        return True if t5.freeze_vision_tower is None else t5.freeze_vision_tower
+    return decide_freezing("vision", t5.freeze_vision_tower)
+
+
+def make_model(model: ModelArguments, t5: T5Arguments, kind: str, processor, fields: dict):
+    """Args: fields, of its config. Raises `UserError`, see `build_model`."""
     model_class = GENERATIVE[kind]
     config_class = model_class.config_class
-    tokenizer, fields = processor.tokenizer, t5.config_fields()
+    tokenizer = processor.tokenizer
     sizes = tokenizer_fields(tokenizer) | {"decoder_start_token_id": tokenizer.pad_token_id}
     hf_logging.set_verbosity_error()  # the load report lists what is new on purpose
     try:

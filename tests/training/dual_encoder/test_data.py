@@ -88,6 +88,8 @@ def test_kept_states_change_no_embedding(corpus, tokenizer, text_config, vision_
             vision_config=vision_config,
             text_pooling="mean",
             text_pooling_layers=2,
+            text_head="mlp",
+            vision_head="mlp",
             freeze_text_tower=freeze_text,
             freeze_vision_tower=freeze_vision,
         )

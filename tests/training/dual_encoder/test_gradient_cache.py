@@ -27,7 +27,8 @@ def tiny(loss_type="info_nce", vision=VIT, dropout=0.0, **fields):
     torch.manual_seed(0)
     text = {"model_type": "bert", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
             "intermediate_size": 32, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}  # fmt: skip
-    fields = {"freeze_text_tower": False, "freeze_vision_tower": False, "text_pooling_layers": 2} | fields
+    maria = {"text_pooling": "first", "text_head": "mlp", "vision_head": "mlp", "loss_margin": 0.5}
+    fields = maria | {"freeze_text_tower": False, "freeze_vision_tower": False, "text_pooling_layers": 2} | fields
     config = XMatchingConfig(
         text_config=text,
         vision_config=vision,

@@ -33,7 +33,11 @@ def parts(flickr_folder, text_config, vision_config):
         XMatchingConfig(
             text_config=text_config | {"vocab_size": len(tokenizer)},
             vision_config=vision_config,
+            text_pooling="first",
             text_pooling_layers=1,
+            text_head="mlp",
+            vision_head="mlp",
+            head_dropout=0.2,
             projection_dim=8,
             freeze_text_tower=False,
             freeze_vision_tower=False,
