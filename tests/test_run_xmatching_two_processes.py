@@ -26,7 +26,8 @@ def flags(flickr_folder, out, batch_size, *more):
     return [
         "--dataset_name", flickr_folder, "--output_dir", out, "--held_out_captions_per_image", 1, "--image_size", 16,
         "--text_config", json.dumps(TEXT), "--vision_config", json.dumps(VISION), "--text_pooling", "mean",
-        "--text_pooling_layers", 1, "--vision_pooling", "mean", "--head_dropout", 0, "--projection_dim", 16,
+        "--text_pooling_layers", 1, "--vision_pooling", "mean", "--text_head", "mlp",
+        "--vision_head", "mlp", "--head_dropout", 0, "--projection_dim", 16, "--loss_margin", 0.5,
         "--freeze_text_tower", "false", "--freeze_vision_tower", "false", "--do_train", "--do_eval",
         "--optim", "sgd", "--learning_rate", 0.05, "--num_train_epochs", 3, "--dataloader_drop_last", "true",
         "--per_device_train_batch_size", batch_size, "--per_device_eval_batch_size", 5, "--eval_strategy", "epoch",

@@ -4,6 +4,7 @@ import logging
 import sys
 
 import datasets
+import huggingface_hub
 import transformers
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainingArguments
@@ -67,9 +68,11 @@ def setup_logging(args: TrainingArguments) -> None:
             library.addFilter(Idle(beginnings))
     if not sys.stderr.isatty():
         args.disable_tqdm = True
+    transformers.logging.disable_progress_bar()  # of shards, read and written in a moment; turns the Hub's off, too
     if not main_process or args.disable_tqdm:
         datasets.disable_progress_bars()
-        transformers.logging.disable_progress_bar()
+    else:
+        huggingface_hub.utils.enable_progress_bars()
 
 
 class TrainingLog(ProgressCallback):
