@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput
 from .configuration_xmatching import XMatchingConfig
 from .gathering import gather_rows
 from .losses import hardest_hinge_loss, hinge_loss, info_nce_loss, paired_hinge_loss, sigmoid_loss
+from .sentence_transformers_files import write_sentence_transformers_files
 from .towers import build_tower, load_tower, tower_width, unsharded
 
 MAX_LOGIT_SCALE = 100.0  # CLIP's bound (2103.00020, section 2.5): a sharper softmax makes training unstable
@@ -190,11 +191,16 @@ class XMatchingModel(PreTrainedModel):
         output, pooled = self.pool_text(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
         return embedding(self.text_head(pooled), output)
 
-    def get_image_features(self, pixel_values=None, **kwargs) -> BaseModelOutputWithPooling:
+    def get_image_features(
+        self, pixel_values=None, pixel_attention_mask=None, spatial_shapes=None, **kwargs
+    ) -> BaseModelOutputWithPooling:
         """
-        Args: pixel_values (B, 3, height, width).
+        Args: pixel_values (B, 3, height, width); of a tower that sees patches (SigLIP 2) what its processor gives, with
+            pixel_attention_mask and spatial_shapes.
         Returns the tower's output with `pooler_output` (B, projection_dim), L2-normalised.
         """
+        patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        kwargs |= {name: value for name, value in patches.items() if value is not None}
         output, pooled = self.pool_image(pixel_values, **kwargs)
         return embedding(self.vision_head(pooled), output)
 
@@ -264,10 +270,7 @@ class XMatchingModel(PreTrainedModel):
         if image_states is not None:
             vision = embedding(self.vision_head(image_states))
         elif pixel_values is not None:
-            patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
-            vision = self.get_image_features(
-                pixel_values, **{name: value for name, value in patches.items() if value is not None}, **kwargs
-            )
+            vision = self.get_image_features(pixel_values, pixel_attention_mask, spatial_shapes, **kwargs)
         if text is not None and vision is not None:
             logits = self.scale() * text.pooler_output @ vision.pooler_output.T  # (text batch, image batch)
             logits = logits if self.logit_bias is None else logits + self.logit_bias
@@ -283,6 +286,12 @@ class XMatchingModel(PreTrainedModel):
             vision_model_output=vision,
         )
         return output if return_dict is None or return_dict else output.to_tuple()
+
+    def save_pretrained(self, save_directory, *args, is_main_process: bool = True, **kwargs):
+        """As transformers'; sentence-transformers opens the folder, too."""
+        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            write_sentence_transformers_files(save_directory)
 
     @classmethod
     def from_text_vision_pretrained(

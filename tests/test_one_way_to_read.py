@@ -7,6 +7,7 @@ import pytest
 import torch
 from odd_pictures import write_odd_pictures
 from PIL import Image
+from sentence_transformers import SentenceTransformer
 from transformers import (
     AutoConfig,
     BitImageProcessorPil,
@@ -116,6 +117,8 @@ def ways_in(folder, model_folder):
         "Python, pictures": embedded(processor(images=[Image.open(path) for path in paths], return_tensors="pt")),
         "Python, one at a time": torch.cat([embedded(processor(images=path, return_tensors="pt")) for path in paths]),
     }
+    opened = SentenceTransformer(str(model_folder), trust_remote_code=True, device="cpu")
+    ways["sentence-transformers"] = opened.encode([Image.open(path) for path in paths], convert_to_tensor=True)
     return names, ways, embedded, processor
 
 

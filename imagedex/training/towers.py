@@ -3,6 +3,7 @@
 import logging
 
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import is_timm_available, is_torchvision_available
 from transformers.utils import logging as hf_logging
 
 from imagedex.checkpoints import from_hub
@@ -64,7 +65,13 @@ def check_towers(model: ModelArguments, xmatching: XMatchingArguments) -> None:
         if towers[config]:
             build_tower_config(towers[config], config)
         else:
-            from_hub(AutoConfig.from_pretrained, towers[pretrained], pretrained)
+            check_timm(from_hub(AutoConfig.from_pretrained, towers[pretrained], pretrained), pretrained)
+
+
+def check_timm(config, argument: str) -> None:
+    """Raises `UserError` when a tower is timm's and what it needs is not installed."""
+    if config.model_type == "timm_wrapper" and not (is_timm_available() and is_torchvision_available()):
+        raise UserError(f"--{argument} is a timm model, which needs timm and torchvision: pip install 'imagedex[timm]'")
 
 
 def build_model(model: ModelArguments, xmatching: XMatchingArguments, processor: RetrievalProcessor) -> XMatchingModel:

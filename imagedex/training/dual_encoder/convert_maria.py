@@ -23,7 +23,6 @@ from imagedex.configuration.configuration_xmatching import XMatchingConfig
 from imagedex.errors import UserError
 from imagedex.modeling.modeling_xmatching import XMatchingModel
 from imagedex.modeling.processing_retrieval import RetrievalProcessor
-from imagedex.training.dual_encoder.saving import write_sentence_transformers_files
 from imagedex.training.image_processor import build_image_processor
 from imagedex.training.towers import forget_folders
 
@@ -155,7 +154,6 @@ def save(model, processor, folder: Path) -> None:
         forget_folders(model.config)
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
-        write_sentence_transformers_files(temporary)
         os.chmod(temporary, 0o755)
         os.replace(temporary, folder)
     except BaseException:

@@ -11,9 +11,9 @@ from transformers.trainer_utils import speed_metrics
 
 from imagedex.errors import UserError
 from imagedex.evaluation.exact import retrieval_metrics, top_k
+from imagedex.modeling.sentence_transformers_files import FILES
 from imagedex.training.dual_encoder.data import RetrievalEvaluation
 from imagedex.training.dual_encoder.gradient_cache import batch_statistics, cached_step
-from imagedex.training.dual_encoder.saving import FILES, write_sentence_transformers_files
 from imagedex.training.dual_encoder.streaming import CaptionStream
 from imagedex.training.trainer_parts import TowerTrainerMixin
 
@@ -47,12 +47,6 @@ class XMatchingTrainer(TowerTrainerMixin, Trainer):
         if isinstance(self.train_dataset, CaptionStream) and not self.args.ignore_data_skip:
             self.train_dataset.pass_by(kwargs.get("steps_trained_in_current_epoch", 0))
         super()._run_epoch(*args, **kwargs)
-
-    def _save(self, output_dir=None, state_dict=None):
-        """As Trainer; sentence-transformers opens the folder, too."""
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            write_sentence_transformers_files(output_dir or self.args.output_dir)
 
     def tower_rates(self):
         return super().tower_rates() | {"text_model.": self.args.text_learning_rate}

@@ -11,7 +11,7 @@ from imagedex.training.arguments import ModelArguments
 from imagedex.training.generative.arguments import T5Arguments
 from imagedex.training.generative.identify import brought_identifiers
 from imagedex.training.image_processor import check_image_processor
-from imagedex.training.towers import build_tower_config
+from imagedex.training.towers import build_tower_config, check_timm
 
 WITH_PICTURES = ("codebook_t5", "vision_grounded_t5")
 
@@ -95,6 +95,7 @@ def _check_parts(model: ModelArguments, t5: T5Arguments, kind: str, whole: str |
         build_tower_config(given["vision_config"], "vision_config")
     for name in ("text_model_name_or_path", "vision_model_name_or_path"):
         if given[name]:
-            found = from_hub(AutoConfig.from_pretrained, given[name], name).model_type
-            if name.startswith("text") and found != "t5":
-                raise UserError(f"--{name} {given[name]} is a {found} model; a t5 is needed")
+            config = from_hub(AutoConfig.from_pretrained, given[name], name)
+            check_timm(config, name)
+            if name.startswith("text") and config.model_type != "t5":
+                raise UserError(f"--{name} {given[name]} is a {config.model_type} model; a t5 is needed")

@@ -16,9 +16,11 @@ from imagedex.modeling.modeling_xmatching import XMatchingModel
 from imagedex.training.arguments import ModelArguments
 from imagedex.training.dual_encoder import convert_maria
 from imagedex.training.dual_encoder.arguments import XMatchingArguments
+from imagedex.training.generative.arguments import T5Arguments
+from imagedex.training.generative.checks import check_model
 from imagedex.training.processors import build_processor
 from imagedex.training.tokenizer import train_tokenizer
-from imagedex.training.towers import build_model
+from imagedex.training.towers import build_model, check_towers
 
 WIDTHS, DEPTHS, STEM = [16, 32], [2, 1], 8
 
@@ -303,3 +305,15 @@ def test_a_timm_tower(tmp_path, original):
     with torch.no_grad():
         found = ours.get_image_features(pixels).pooler_output
         torch.testing.assert_close(found, theirs.image(pixels), atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(is_timm_available(), reason="timm is installed")
+def test_a_timm_tower_without_timm_is_one_line_before_anything_is_read(tmp_path):
+    TimmWrapperConfig(architecture="resnet18").save_pretrained(tmp_path / "timm")
+    model = ModelArguments(vision_model_name_or_path=str(tmp_path / "timm"))
+    with pytest.raises(
+        UserError, match=r"is a timm model, which needs timm and torchvision: pip install 'imagedex\[timm\]'"
+    ):
+        check_towers(model, XMatchingArguments(text_config={"model_type": "bert"}))
+    with pytest.raises(UserError, match="is a timm model"):
+        check_model(model, T5Arguments(model_type="codebook_t5", t5_config={"model_type": "t5"}))

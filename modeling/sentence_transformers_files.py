@@ -9,8 +9,6 @@ Sentences and pictures then come out as vectors of one space, the same as from X
 import json
 from pathlib import Path
 
-from imagedex.files import write_atomically
-
 # Through forward(), which takes whatever the tower's processor gives (SigLIP 2: masks of patches, too).
 FILES = {
     "modules.json": [
@@ -36,4 +34,4 @@ FILES = {
 def write_sentence_transformers_files(folder: Path | str) -> None:
     """Beside model and processor, which `save_pretrained` wrote."""
     for name, content in FILES.items():
-        write_atomically(Path(folder) / name, json.dumps(content, indent=2) + "\n")
+        Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
