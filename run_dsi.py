@@ -8,8 +8,8 @@ r"""Train and evaluate a generative retriever: caption (or question) -> identifi
     python run_dsi.py --model_name_or_path runs/codebook_t5 --dataset_name shape_scenes --held_out_captions_per_image 1 \
         --do_eval --output_dir runs/evaluation
 
-A recipe comes first: a file, or the name of one that comes with imagedex (`imagedex recipes` lists them). Flags override it, and
-what of it is an alternative to a flag is put aside.
+A recipe comes first: a file, or the name of one that comes with imagedex (`imagedex recipes` lists them). Flags override it. A
+flag also removes the recipe's alternatives to it: --train_file removes dataset_name.
 """
 
 import functools
@@ -46,6 +46,7 @@ def main(argv=None, prog=None):
     from imagedex.training.generative.trainer import DSITrainer
 
     logs.setup_logging(args)
+    data_args.require_corpus()
     kind = check_model(model_args, t5_args)
     life = run.Run(args, *given[:-1])
     if life.finished:

@@ -8,8 +8,8 @@ r"""Teach a generative model the pictures themselves: picture -> identifier, the
         --text_model_name_or_path google-t5/t5-base --vision_model_name_or_path google/vit-base-patch16-224-in21k \
         --dataset_name my_photos --held_out_captions_per_image 1 --do_train --do_eval --output_dir runs/captioning
 
-A recipe comes first: a file, or the name of one that comes with imagedex (`imagedex recipes` lists them). Flags override it, and
-what of it is an alternative to a flag is put aside.
+A recipe comes first: a file, or the name of one that comes with imagedex (`imagedex recipes` lists them). Flags override it. A
+flag also removes the recipe's alternatives to it: --train_file removes dataset_name.
 """
 
 import functools
@@ -43,6 +43,7 @@ def main(argv=None, prog=None):
     from imagedex.training.generative.trainer import DSITrainer, StopWhenMemorised
 
     logs.setup_logging(args)
+    data_args.require_corpus()
     indexing_args.check(args)
     captioning = indexing_args.objective == "caption"
     kind = check_model(model_args, t5_args, indexing=True)

@@ -6,8 +6,8 @@ r"""Train and evaluate XMatchingModel, the sentence-image dual encoder.
     python run_xmatching.py --model_name_or_path runs/photos --dataset_name my_photos --held_out_captions_per_image 1 \
         --do_eval --output_dir runs/evaluation
 
-A recipe comes first: a file, or the name of one that comes with imagedex (`imagedex recipes` lists them). Flags override it, and
-what of it is an alternative to a flag is put aside.
+A recipe comes first: a file, or the name of one that comes with imagedex (`imagedex recipes` lists them). Flags override it. A
+flag also removes the recipe's alternatives to it: --train_file removes dataset_name.
 """
 
 import functools
@@ -34,6 +34,7 @@ def main(argv=None, prog=None):
     from imagedex.training.towers import build_model, check_towers
 
     logs.setup_logging(args)
+    data_args.require_corpus()
     check_towers(model_args, xmatching_args)
     check_streaming(data_args, args)
     life = run.Run(args, model_args, xmatching_args, data_args)

@@ -45,9 +45,17 @@ def from_hub(loader, name: str, argument: str, **kwargs):
         raise UserError(f"--{argument} {name}: there is no such folder")
     try:
         return loader(name, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:  # ImportError: of a library that it needs
         reason = (None if os.path.isdir(name) else hub_reason(error)) or " ".join(str(error).split())[:300]
         raise UserError(f"--{argument} {name} cannot be loaded: {reason}") from error
+
+
+def take_style(identifiers) -> dict:
+    """How sentences are written for a model of imagedex 0.1, which kept that beside its identifiers; {} for a later one. It
+    belongs to the processor now, so it is taken away from the identifiers."""
+    kept = identifiers.source.pop("queries", None)
+    names = {"prompt": "prompt", "clean_text": "cleans", "max_text_length": "max_length"}
+    return {ours: kept[theirs] for ours, theirs in names.items() if theirs in kept} if kept else {}
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -73,6 +73,8 @@ class Parser(HfArgumentParser):
             )  # fmt: skip
 
     def error(self, message):
+        for action in self._actions:  # argparse names every spelling
+            message = message.replace("argument " + "/".join(action.option_strings), "/".join(spellings(action)))
         raise UserError(message)
 
     def _add_dataclass_arguments(self, dtype):
@@ -106,7 +108,7 @@ class Parser(HfArgumentParser):
         yield "help", None, asks
         for group in groups:
             yield group.title, group.description, group._group_actions
-        yield "training", "Beside the Trainer's arguments.", [action for action in ours if action not in asks]
+        yield "training", "Our additions to the Trainer's arguments.", [action for action in ours if action not in asks]
         used = [theirs[name] for name in MOST_USED if name in theirs]
         yield "the Trainer", "Those most used; --help_all lists the others.", used
         if everything:

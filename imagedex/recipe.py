@@ -132,8 +132,11 @@ def listing() -> Iterator[str]:
 
 
 def head(path: Path) -> str:
-    """The first line of the comment at a recipe's head, up to where its first sentence ends."""
+    """The first sentence of the comment at a recipe's head."""
+    comment = []
     with open(path, encoding="utf-8") as file:
-        line = file.readline().strip("#\n ")
-    sentence, end, _ = f"{line} ".partition(". ")
-    return sentence if end else f"{line} ..."
+        for line in file:
+            if not line.startswith("# "):
+                break
+            comment.append(line.strip("#\n "))
+    return " ".join(comment).partition(". ")[0].rstrip(".")

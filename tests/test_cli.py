@@ -64,13 +64,20 @@ def test_mistakes_are_one_line_and_status_2(argv, message, capsys):
     assert said.err.startswith(f"error: {message}") and said.err.count("\n") == 1 and not said.out
 
 
+def test_a_recipe_that_names_no_data_says_so_before_it_looks_for_models(capsys, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["xmatching", "photos/xmatching", "--output_dir", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: no corpus given: use --dataset_name")
+
+
 def test_recipes_are_listed_with_what_they_say_of_themselves(capsys):
     cli.main(["recipes"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(recipe.shipped())
     for line, path in zip(lines, recipe.shipped().values(), strict=True):
-        says = line.split(maxsplit=1)[1].removesuffix(" ...")
-        assert path.read_text(encoding="utf-8").startswith(f"# {says}")
+        says = line.split(maxsplit=1)[1]
+        assert path.read_text(encoding="utf-8").replace("\n# ", " ").startswith(f"# {says}.")
 
 
 def test_python_m_asks_a_model_from_any_folder(tiny_xmatching, picture_folder, tmp_path):

@@ -60,6 +60,7 @@ def test_flags_override_the_recipe_and_the_recipe_the_defaults(recipe):
         ("learning_rate: fast\nneeded: x", [], "not a number"),
         ("needed: x", ["--learnin_rate", "1"], "unknown argument --learnin_rate; did you mean --learning_rate?"),
         ("needed: x", ["--loss", "nope"], "invalid choice: 'nope'"),
+        ("needed: x", ["--learning_rate", "fast"], "--learning_rate: invalid float value: 'fast'"),
         ("name: x", [], "required: --needed"),
         ("- a list", [], "must be a mapping"),
         ("a: [", [], "not valid YAML"),

@@ -4,9 +4,15 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5ForConditionalGeneration
+
+from imagedex.training.tokenizer import train_tokenizer
 
 T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
 VIT = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64,
@@ -46,7 +52,8 @@ def commands(flickr_folder, tmp_path, text_config, vision_config):
         "dsi": ("run_dsi.py", ["--model_type", "codebook_t5", *t5, *vision, *more], f"{RETRIEVAL}  {MEMORISED}"),
         "indexing": ("run_image_indexing.py", ["--model_type", "vision_grounded_t5", *t5, *vision, *pictures],
                      f"loss {NUMBER}  {MEMORISED}"),
-        "documents": ("run_dsi.py", ["--model_type", "t5", *t5, "--dataset_name", documents(tmp_path / "documents"), *common],
+        "documents": ("run_dsi.py", ["--model_type", "t5", *t5, "--dataset_name", documents(tmp_path / "documents"),
+                                   *[word for word in common if word != "--use_cpu"]],
                       f"{RETRIEVAL}  {MEMORISED}"),
     }  # fmt: skip
 
@@ -148,3 +155,67 @@ def test_a_model_that_finds_less_than_a_baseline_says_so(launch, commands, tmp_p
     assert found < best
     sentence = f"This model finds less than BM25 over the trained captions (Hits@1 {found:.3f} against {best:.3f})."
     assert sentence in lines and sentence in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_training_that_begins_again_forgets_how_the_earlier_one_ended(launch, commands, tmp_path):
+    """Killed after its new model is written, the old figures would otherwise be taken for those of that model."""
+    script, arguments, _ = commands["xmatching"]
+    out = tmp_path / "out"
+    said(launch(script, *arguments))
+    arguments = [*arguments, "--resume_from_checkpoint", out / "checkpoint-4"]
+    killed = "import os, runpy, sys; import transformers; transformers.Trainer.save_state = lambda self: os._exit(9); "
+    killed += "sys.argv = sys.argv[1:]; sys.path.insert(0, os.path.dirname(sys.argv[0])); "
+    killed += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    assert launch(script, *arguments, launcher=(sys.executable, "-c", killed)).returncode == 9
+    assert (out / "model.safetensors").exists()
+    assert not {"finished.json", "trainer_state.json", "eval_results.json", "README.md"} & set(os.listdir(out))
+    (out / "trainer_state.json").write_text("")  # cut off while it was written
+    lines = said(launch(script, *arguments[:-2]))
+    assert "going on from out/checkpoint-4" in lines[0] and (out / "finished.json").exists()
+
+
+def test_a_model_that_is_only_judged_is_measured_anew_each_time(launch, commands, tmp_path):
+    script, arguments, _ = commands["xmatching"]
+    said(launch(script, *arguments))
+    data = arguments[arguments.index("--dataset_name") :][:4]
+    judge = [
+        "--model_name_or_path",
+        "out",
+        *data,
+        "--do_eval",
+        "--use_cpu",
+        "--output_dir",
+        "judged",
+        "--report_to",
+        "none",
+    ]
+    said(launch(script, *judge))
+    before = json.loads((tmp_path / "judged" / "eval_results.json").read_text())["eval_loss"]
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    save_file({name: torch.zeros_like(value) for name, value in weights.items()}, tmp_path / "out" / "model.safetensors",
+              {"format": "pt"})  # fmt: skip
+    said(launch(script, *judge))
+    assert json.loads((tmp_path / "judged" / "eval_results.json").read_text())["eval_loss"] != before
+
+
+def test_a_pretrained_t5_goes_on_with_the_words_it_was_given(launch, commands, tmp_path):
+    """Its folder lacks the tokens of the identifiers, its checkpoints have them."""
+    script, arguments, _ = commands["documents"]
+    tokenizer = train_tokenizer(["The otter lives by the water. who saw the heron"], 100)
+    T5ForConditionalGeneration(
+        T5Config(**{name: value for name, value in T5.items() if name != "model_type"}, vocab_size=len(tokenizer),
+                 decoder_start_token_id=tokenizer.pad_token_id)
+    ).save_pretrained(tmp_path / "t5")  # fmt: skip
+    tokenizer.save_pretrained(tmp_path / "t5")
+    place = arguments.index("--t5_config")
+    arguments = ["--text_model_name_or_path", tmp_path / "t5", *arguments[:place], *arguments[place + 2 :]]
+    arguments += ["--identifier_scheme", "atomic", "--save_total_limit", 2]
+    said(launch(script, *arguments))
+    out = tmp_path / "out"
+    (out / "README.md").unlink()
+    said(launch(script, *arguments))
+    assert (out / "README.md").exists()
+    for name in ("model.safetensors", "trainer_state.json", "finished.json"):
+        (out / name).unlink()
+    shutil.rmtree(out / "checkpoint-4")
+    assert "going on from out/checkpoint-2" in "\n".join(said(launch(script, *arguments)))

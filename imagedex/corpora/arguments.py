@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from imagedex.command_line import argument
+from imagedex.errors import UserError
+
+NO_CORPUS = "no corpus given: use --dataset_name (a folder, a Hub id, or shape_scenes) or --train_file"
 
 
 @dataclass
@@ -40,7 +43,7 @@ class CorpusArguments:
         "Side in pixels pictures are resized to when the vision tower starts from scratch."
     )
     keep_pixels: bool = argument(
-        "Decode and resize every picture once and keep the bytes, instead of each time it is seen.", False
+        "Decode and resize every picture once and keep the numbers on disk, instead of each time it is seen.", False
     )
     image_augmentation: Literal["none", "random_resized_crop"] = argument(
         "Training pictures as they are, or a random part (8 to 100 percent of the area), mirrored in half of the cases.",
@@ -53,6 +56,11 @@ class CorpusArguments:
                 f"--keep_pixels keeps each picture once, so --image_augmentation {self.image_augmentation} cannot cut it "
                 "anew each time; give one of the two"
             )
+
+    def require_corpus(self) -> None:
+        """Raises `UserError` when none is named; it is known before anything is loaded."""
+        if not (self.dataset_name or self.train_file or self.validation_file or self.image_dir):
+            raise UserError(NO_CORPUS)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from datasets import Dataset, DatasetDict
 
 from imagedex.corpora import shape_scenes
-from imagedex.corpora.arguments import CorpusArguments
+from imagedex.corpora.arguments import NO_CORPUS, CorpusArguments
 from imagedex.corpora.forms import blip, flickr, hub, imagefolder, karpathy, lxmert
 from imagedex.corpora.paths import list_pictures, picture_at, require_folder
 from imagedex.corpora.schema import Corpus, FormContents, build_dataset, counted, listed, validate
@@ -145,7 +145,7 @@ def load_corpus(
     elif image_dir:
         contents = read_bare_folder(require_folder(image_dir, "--image_dir"))
     else:
-        raise UserError("no corpus given: use --dataset_name (a folder, a Hub id, or shape_scenes) or --train_file")
+        raise UserError(NO_CORPUS)
     return _finish(contents, unreadable_images, num_proc)
 
 

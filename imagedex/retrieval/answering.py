@@ -4,10 +4,12 @@ import dataclasses
 import json
 import logging
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import transformers
 
 from imagedex.errors import UserError
@@ -38,6 +40,9 @@ def setup_logging() -> None:
     for name in ("imagedex", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO)
     transformers.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
 
 
 @dataclass

@@ -16,6 +16,7 @@ from imagedex.checkpoints import (
     read_model_type,
     require_whole,
     source_of,
+    take_style,
     why_not,
 )
 from imagedex.encoding.vectors import progress_bar
@@ -69,6 +70,8 @@ def load_generative(name_or_path: str, device="cpu") -> GenerativeModel:
         processor = (SentenceProcessor if model_type == "t5" else RetrievalProcessor).from_pretrained(source)
         if is_empty_tokenizer(processor.tokenizer):
             raise UserError(f"{shown} brings no tokenizer; save the one it was trained with beside it")
+        for name, value in take_style(identifiers).items():
+            setattr(processor, name, value)
         what = "model"
         options = {"dtype": dtype_on(device), "output_loading_info": True}
         model, report = GENERATIVE[model_type].from_pretrained(source, **options)

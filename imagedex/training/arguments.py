@@ -44,8 +44,12 @@ class RunArguments(TrainingArguments):
     remove_unused_columns: bool = argument("Kept false: the batch is made by our collator.", False)
     vision_learning_rate: float | None = argument("Learning rate of the vision tower; by default learning_rate.")
     keep_states: bool = argument(
-        "Run frozen towers once before training and keep what they say of each caption and picture in memory.", False
+        "Run frozen towers once before training and keep their outputs for each caption and picture in memory.", False
     )
+    do_train: bool = argument("Train the model.", False)
+    do_eval: bool = argument("Evaluate it on what is held out; after the training, and at each --eval_strategy.", False)
+    do_predict: bool = argument("Write what it finds for each held-out sentence to rankings.jsonl.", False)
+    push_to_hub: bool = argument("Upload the output folder to the Hub, see --hub_strategy.", False)
     hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = argument(
         "With --push_to_hub: when to push. By default once, when the figures are known; the others as in TrainingArguments.",
         "end",
@@ -65,3 +69,5 @@ class RunArguments(TrainingArguments):
         if self.hub_token:  # as an argument it would be pickled into training_args.bin, in plain text
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
         super().__post_init__()
+        # without a device there is nothing to pin for, and torch says so in every loader
+        self.dataloader_pin_memory &= torch.accelerator.is_available()

@@ -1,10 +1,13 @@
 """Pictures of a corpus as a training reads them: pixels, kept pixels, or states of a frozen tower; and batches of them."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
+from imagedex.errors import UserError
 from imagedex.modeling.picture_reading import read_cut_pictures, read_pictures
 
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")  # what image processors give
@@ -16,7 +19,8 @@ class Pictures(torch.utils.data.Dataset):
     Args:
         gallery: a corpus split, one row a picture.
         image_processor: any; it resizes, crops and normalises as it says.
-        keep: read every picture once with `datasets.map` (parallel, cached on disk) and keep the numbers from then on.
+        keep: read every picture once with `datasets.map` (parallel, cached on disk) and keep the numbers from then on: a byte
+            a number where the processor's normalisation can be undone exactly, else four.
         augment: for training only, PIL picture -> PIL picture of the processor's size, in place of its resizing and
             cropping (see `augmentation.py`).
     """
@@ -26,10 +30,14 @@ class Pictures(torch.utils.data.Dataset):
     ):
         self.image_processor, self.augment = image_processor, augment
         self.rows = gallery.select_columns(["image"])
+        self.levels = None
         self.kept: dict[str, tuple[tuple[int, ...], np.dtype]] = {}  # name -> shape and type of what is kept
         if keep:
             first = read_pictures([self.rows[0]["image"]], image_processor)
             self.kept = {name: (tuple(value.shape[1:]), value.numpy().dtype) for name, value in first.items()}
+            self.levels = Levels.of(image_processor, first["pixel_values"])
+            if self.levels:
+                self.kept["pixel_values"] = self.kept["pixel_values"][0], np.dtype(np.uint8)
             self.rows = self.rows.map(
                 self._bytes_of,
                 batched=True,
@@ -42,6 +50,12 @@ class Pictures(torch.utils.data.Dataset):
 
     def _bytes_of(self, batch: dict) -> dict[str, list[bytes]]:
         inputs = read_pictures(batch["image"], self.image_processor)
+        if self.levels:
+            if not self.levels.explain(inputs["pixel_values"]):
+                raise UserError(
+                    "--keep_pixels: the image processor treats some pictures unlike the first; leave it out"
+                )
+            inputs["pixel_values"] = self.levels.taken(inputs["pixel_values"])
         return {name: [row.tobytes() for row in value.numpy()] for name, value in inputs.items()}
 
     def __len__(self):
@@ -50,11 +64,50 @@ class Pictures(torch.utils.data.Dataset):
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
         if self.kept:
             stored = self.rows[row]
-            return {
+            inputs = {
                 name: torch.from_numpy(np.frombuffer(stored[name], dtype=dtype).reshape(shape).copy())
                 for name, (shape, dtype) in self.kept.items()
             }
+            if self.levels:
+                inputs["pixel_values"] = self.levels.given(inputs["pixel_values"])
+            return inputs
         return picture_inputs(self.rows[row]["image"], self.image_processor, self.augment)
+
+
+@dataclass
+class Levels:
+    """A picture's normalised numbers as the 256 levels that they came from, a quarter of the size.
+
+    Attributes: scale, mean, std, (3, 1, 1) float32: a number is (level * scale - mean) / std.
+    """
+
+    scale: float
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    @classmethod
+    def of(cls, image_processor, example: torch.Tensor) -> "Levels | None":
+        """Of a processor that says its scale, mean and deviation. None where they do not explain the example (B, 3, height,
+        width) within float32's rounding: it has values between the levels, or is not such a processor."""
+        config = getattr(image_processor, "data_config", None)  # timm's
+        if config:
+            scale, mean, std = 1 / 255, config["mean"], config["std"]
+        else:
+            names = ("rescale_factor", "image_mean", "image_std")
+            scale, mean, std = (getattr(image_processor, name, None) for name in names)
+        if not (scale and mean and std and example.ndim == 4 and example.shape[1] == len(mean)):
+            return None
+        levels = cls(scale, *(torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std)))
+        return levels if levels.explain(example) else None
+
+    def explain(self, pixels: torch.Tensor) -> bool:
+        return torch.allclose(self.given(self.taken(pixels)), pixels, atol=1e-5, rtol=1e-5)
+
+    def taken(self, pixels: torch.Tensor) -> torch.Tensor:
+        return ((pixels * self.std + self.mean) / self.scale).round().clamp(0, 255).to(torch.uint8)
+
+    def given(self, levels: torch.Tensor) -> torch.Tensor:
+        return (levels * self.scale - self.mean) / self.std
 
 
 def picture_inputs(picture, image_processor, augment=None) -> dict[str, torch.Tensor]:

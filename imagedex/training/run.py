@@ -74,7 +74,8 @@ class Run:
         left = None if self._names_checkpoint() else read_json(self.folder / FINISHED)
         self.lacking = [name for name in left["files"] if not (self.folder / name).exists()] if left else []
         self.complete = bool(left) and not self.lacking
-        self.finished = left if self.complete and not args.push_to_hub else None
+        # figures of a model that is only judged are measured anew: it may have been trained on
+        self.finished = left if self.complete and args.do_train and not args.push_to_hub else None
         self.trained = args.do_train and not self._names_checkpoint() and is_trained(self.folder)
         self.checkpoint = str(self.folder) if self.trained else self._checkpoint()
         set_seed(args.seed)
@@ -112,6 +113,7 @@ class Run:
             if set(self.lacking) - AFTERWARDS:
                 trainer.save_model(_internal_call=True)
         elif self.args.do_train:
+            self._forget_ending()
             trained = trainer.train(resume_from_checkpoint=self.checkpoint)
             trainer.save_metrics("train", trained.metrics)
             trainer.save_model(_internal_call=True)  # pushed once, at the end, when everything is there
@@ -123,6 +125,12 @@ class Run:
         metrics = trainer.evaluate()
         trainer.save_metrics("eval", metrics)
         return metrics
+
+    def _forget_ending(self) -> None:
+        """Removes what an earlier training left after its model: beside new weights it would vouch for those."""
+        if self.args.process_index == 0:
+            for name in (FINISHED, STATE, *sorted(AFTERWARDS)):
+                (self.folder / name).unlink(missing_ok=True)
 
     def has(self, name: str) -> bool:
         """Whether this run has left that file after its training, so that it need not be made again."""
@@ -141,7 +149,11 @@ def read_json(path: Path):
 def is_trained(folder: Path) -> bool:
     """Whether a training ended here: `carry_out` saves the model first and the state after it."""
     weights = any((folder / name).exists() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
-    return weights and (folder / CONFIG_NAME).exists() and (folder / STATE).exists()
+    try:
+        ended = read_json(folder / STATE) is not None
+    except ValueError:  # cut off while it was written
+        ended = False
+    return weights and (folder / CONFIG_NAME).exists() and ended
 
 
 def check_trackers(args: TrainingArguments) -> None:

@@ -1,5 +1,6 @@
 """Flickr8k and Flickr30k caption files, in the layouts in which they unpack."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from imagedex.corpora import load_corpus
 from imagedex.errors import UserError
 
-PHOTOS = Path(__file__).parents[2] / ".." / "shared" / "photos-900"
+BESIDE = Path(__file__).resolve().parents[3] / "shared" / "photos-900"
+PHOTOS = Path(os.environ.get("PHOTOS_900", BESIDE))  # 900 captioned photographs of Flickr8k
 FLICKR8K = 'image,caption\na.png,"A dog , brown , runs ."\na.png,Two dogs .\nb.png,"A ""big"" cat ."\n'
 FLICKR30K = (
     "image_name| comment_number| comment\n"
@@ -130,7 +132,7 @@ def test_not_utf8(tmp_path, paint, colours):
         load_corpus(str(tmp_path))
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="photos-900 is not on this machine")
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="PHOTOS_900 does not name the folder of the photographs")
 def test_photos_900():
     train = load_corpus(str(PHOTOS)).splits["train"]
     names = [line.split(",", 1)[0] for line in (PHOTOS / "captions.txt").read_text().splitlines()[1:]]

@@ -44,7 +44,7 @@ def inputs():
 
 
 def token_by_token(model, identifiers, inputs):
-    """The score of design.md, spelled out: one query, one identifier, one token at a time."""
+    """The score as it is defined, spelled out: one query, one identifier, one token at a time."""
     scores = torch.zeros(len(inputs["input_ids"]), len(identifiers), dtype=torch.float64)
     for query in range(len(scores)):
         own = {name: tensor[query : query + 1] for name, tensor in inputs.items()}

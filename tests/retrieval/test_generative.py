@@ -1,6 +1,7 @@
 """Generative models as retrievers: the exhaustive ranking by hand, galleries that are not theirs, sentences as they know them."""
 
 import itertools
+import json
 import math
 import shutil
 
@@ -87,6 +88,23 @@ def test_sentences_are_written_as_in_training(models, save_generative, gallery_i
     style = {"prompt": "", "clean_text": False, "max_text_length": 9}
     plain = load_generative(str(save_generative(tmp_path / "plain", "t5", "naive", gallery_ids, style=style)))
     assert written(["A dog!"], plain.processor)[0]["input_ids"] == plain.processor.tokenizer("A dog!")["input_ids"]
+
+
+def test_a_model_that_kept_its_style_with_the_identifiers_keeps_it(save_generative, gallery_ids, tmp_path):
+    """As imagedex 0.1 saved one: nothing in the processor, all of it in identifiers.json."""
+    folder = save_generative(tmp_path / "old", "codebook_t5", "naive", gallery_ids)
+    path = folder / "processor_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({k: v for k, v in config.items() if k not in ("prompt", "clean_text", "max_text_length")})
+    )
+    path = folder / "identifiers.json"
+    facts = json.loads(path.read_text())
+    facts["source"]["queries"] = {"prompt": "question: ", "cleans": True, "max_length": 9}
+    path.write_text(json.dumps(facts))
+    parts = load_generative(str(folder))
+    style = parts.processor.prompt, parts.processor.clean_text, parts.processor.max_text_length
+    assert style == ("question: ", True, 9) and "queries" not in parts.identifiers.source
 
 
 def test_pictures_without_an_identifier():

@@ -37,6 +37,17 @@ def test_a_models_own_style_holds_unless_another_is_given(trained):
     assert style_of(build_processor(ModelArguments(), (FLAG, trained), None, None, [], given)) == ("", False, 30)
 
 
+def test_a_processor_whose_library_is_missing_is_one_line(trained, monkeypatch):
+    def needs_timm(*args, **kwargs):
+        raise ImportError("TimmWrapperImageProcessor requires the timm library\nbut it was not found")
+
+    monkeypatch.setattr(RetrievalProcessor, "from_pretrained", needs_timm)
+    with pytest.raises(
+        UserError, match="--model_name_or_path .* cannot be loaded: .* requires the timm library but it"
+    ):
+        build_processor(ModelArguments(), (FLAG, trained), None, None, [], NONE)
+
+
 def test_a_t5_of_somebody_else_brings_a_tokenizer_and_no_style(tmp_path):
     train_tokenizer(["a red dog", "two cats"], 60).save_pretrained(tmp_path / "t5")
     whole = FLAG, str(tmp_path / "t5")

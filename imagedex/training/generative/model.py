@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from transformers.utils import logging as hf_logging
 
+from imagedex.checkpoints import take_style
 from imagedex.configuration.configuration_codebook_t5 import CodebookT5Config
 from imagedex.corpora.arguments import CorpusArguments
 from imagedex.corpora.indexed import IndexedSplits
@@ -66,13 +67,17 @@ def build_parts(
     Raises: `UserError`.
     """
     name = model_args.model_name_or_path
+    identifiers = brought_identifiers(checkpoint or name)
+    style = texts.style() | {"max_text_length": data.max_text_length}
+    if identifiers is not None:
+        style |= {key: value for key, value in take_style(identifiers).items() if style[key] is None}
     processor = build_processor(
         model_args,
         ("resume_from_checkpoint", checkpoint) if checkpoint else ("model_name_or_path", name),
         t5.text_model_name_or_path,
         data.image_size,
         splits.training_texts(),
-        texts.style() | {"max_text_length": data.max_text_length},
+        style,
         with_pictures=kind in WITH_PICTURES,
         new_prompt=NEW_PROMPT,
     )
@@ -81,11 +86,11 @@ def build_parts(
     if wanted is None:
         return Parts(processor, model, None, DSIRows(items, None))
 
-    identifiers = brought_identifiers(checkpoint or name)
     if identifiers is not None:
         if not checkpoint:
             check_wanted(identifiers, wanted)
         check_brought(identifiers, splits.item_ids, processor.tokenizer)
+        resize_embeddings(model, processor.tokenizer, True)  # a pretrained T5 that goes on has its own words alone
     else:
         identifiers = Assigner(wanted, items, bool(name or model_args.vision_model_name_or_path))()
         resize_embeddings(model, processor.tokenizer, bool(name or t5.text_model_name_or_path))

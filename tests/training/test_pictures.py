@@ -1,0 +1,54 @@
+"""Pictures that are kept: the numbers of those that are read each time, in the least bytes that hold them."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+from imagedex.errors import UserError
+from imagedex.training.pictures import Pictures
+
+PROCESSORS = {
+    "vit": (ViTImageProcessorPil(size={"height": 24, "width": 16}), 1),
+    "clip": (CLIPImageProcessorPil(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}), 1),
+    # padded after cropping and normalised after that: the padding is black
+    "clip, padded": (CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 16, "width": 16}), 1),
+    "not normalised": (ViTImageProcessorPil(size={"height": 16, "width": 16}, do_normalize=False), 4),
+    "patches": (Siglip2ImageProcessorPil(patch_size=4, max_num_patches=20), 4),
+}
+
+
+@pytest.fixture
+def gallery():
+    draw = np.random.default_rng(0)
+    return Dataset.from_dict(
+        {"image": [Image.fromarray(draw.integers(0, 256, (30 + 5 * n, 40, 3), dtype=np.uint8)) for n in range(4)]}
+    )
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_kept_pictures_are_those_that_are_read(gallery, name):
+    image_processor, size = PROCESSORS[name]
+    read, kept = Pictures(gallery, image_processor), Pictures(gallery, image_processor, keep=True)
+    for row in range(len(gallery)):
+        wanted, found = read[row], kept[row]
+        assert found.keys() == wanted.keys()
+        for part, value in wanted.items():
+            assert found[part].dtype == value.dtype
+            torch.testing.assert_close(found[part], value, atol=1e-5, rtol=1e-5)
+        assert len(kept.rows[row]["pixel_values"]) == size * wanted["pixel_values"].numel()
+
+
+def test_a_processor_that_is_not_the_same_for_all_is_refused(gallery):
+    class Fading(ViTImageProcessorPil):
+        def __call__(self, images, **kwargs):
+            inputs = super().__call__(images, **kwargs)
+            if len(images) > 1:
+                inputs["pixel_values"] = inputs["pixel_values"] / 2 + 0.123
+            return inputs
+
+    with pytest.raises(UserError, match="--keep_pixels: the image processor treats some pictures unlike the first"):
+        Pictures(gallery, Fading(size={"height": 16, "width": 16}), keep=True)
