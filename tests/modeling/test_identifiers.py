@@ -164,7 +164,7 @@ def test_broken_and_missing_files(tmp_path):
 def test_from_the_hub(tmp_path):
     quantized().save_pretrained(tmp_path / "model")
     script = (
-        "import sys; from modeling.identifiers import Identifiers; "
+        "import sys; from imagedex.modeling.identifiers import Identifiers; "
         "Identifiers.from_pretrained('someone/model').save_pretrained(sys.argv[1])"
     )
     with HubServer() as hub:
