@@ -107,7 +107,8 @@ class Levels:
         return ((pixels * self.std + self.mean) / self.scale).round().clamp(0, 255).to(torch.uint8)
 
     def given(self, levels: torch.Tensor) -> torch.Tensor:
-        return (levels * self.scale - self.mean) / self.std
+        # rescaled in double precision, as the processors do it: the same bits come out
+        return ((levels.double() * self.scale).float() - self.mean) / self.std
 
 
 def picture_inputs(picture, image_processor, augment=None) -> dict[str, torch.Tensor]:
