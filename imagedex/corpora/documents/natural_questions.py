@@ -32,7 +32,6 @@ import logging
 import os
 import random
 import shutil
-import tempfile
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
@@ -48,7 +47,7 @@ from imagedex.corpora.documents.text_corpus import TextContents, TextCorpus, bui
 from imagedex.corpora.forms.tables import first_line
 from imagedex.corpora.schema import counted
 from imagedex.errors import UserError
-from imagedex.files import write_atomically
+from imagedex.files import whole_folder, write_atomically
 from imagedex.hub import hub_reason
 
 logger = logging.getLogger(__name__)
@@ -171,14 +170,8 @@ def _build(source: str, folder: Path, num_train: int, num_held_out: int, seed: i
             "row": chosen,
         }
     )
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with whole_folder(folder) as temporary:
         table.save_to_disk(temporary)
-        os.chmod(temporary, 0o755)
-        os.rename(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     shutil.rmtree(partial)
 
 

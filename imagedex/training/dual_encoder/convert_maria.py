@@ -7,11 +7,8 @@ BEST.pth is the state dict (BEST.pth.model beside it is a pickled program and is
 the towers come from their names; every weight comes from the file.
 """
 
-import os
 import pickle
 import re
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -148,17 +145,10 @@ def load(state: dict, config: XMatchingConfig) -> tuple[XMatchingModel, list[str
 
 def save(model, processor, folder: Path) -> None:
     """Model, processor and code; the folder appears when it is whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.")
-    try:
-        forget_folders(model.config)
+    forget_folders(model.config)
+    with files.whole_folder(folder) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def main(argv=None):
