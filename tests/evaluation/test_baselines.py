@@ -135,6 +135,15 @@ def test_a_gallery_larger_than_the_captioned_pictures(text_encoder):
         baseline_rows(CAPTIONS, [("dog", "two.jpg")])
 
 
+def test_a_gallery_that_nobody_captioned_is_never_found(text_encoder):
+    """All tie, and a tie is the worst rank: 3 of 3."""
+    trained, gallery = {"old": ["a red dog"]}, ["a", "b", "c"]
+    rows = baseline_rows(trained, [("a red dog", "b"), ("two birds", "c")], text_encoder, gallery=gallery)
+    assert rows.keys() == {"BM25", "caption vectors"}
+    for row in rows.values():
+        assert row["hits@1"] == 0 and row["median_rank"] == 3 and row["mrr"] == pytest.approx(1 / 3)
+
+
 def test_blocks_do_not_change_the_figures(text_encoder):
     queries = [(caption, image_id) for image_id, captions in CAPTIONS.items() for caption in captions]
     whole = baseline_rows(CAPTIONS, queries, text_encoder)
