@@ -124,7 +124,9 @@ class _MeanPooled(torch.nn.Module):
 def mean_caption_vectors(encoder: TextEncoder, captions: Sequence[Sequence[str]], **options) -> torch.Tensor:
     """(N, D) float32: each picture's caption vectors averaged and normalised; NaN where a picture has no caption."""
     flat = [caption for own in captions for caption in own]
-    owner = torch.tensor([row for row, own in enumerate(captions) for _ in own], dtype=torch.long)
+    owner = torch.tensor([row for row, own in enumerate(captions) for _ in own])
+    if not flat:
+        return torch.full((len(captions), encoder.model.config.hidden_size), torch.nan)
     vectors = encoder.encode(flat, **options)  # (all captions, D)
     sums = torch.zeros(len(captions), vectors.shape[1]).index_add_(0, owner, vectors)
     means = torch.nn.functional.normalize(sums, dim=1)
