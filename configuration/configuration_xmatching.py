@@ -24,6 +24,8 @@ class XMatchingConfig(PreTrainedConfig):
         text_head, vision_head (`str`): `"mlp"`, `"linear"`, or `"none"` (the pooled state is the embedding).
         head_hidden_sizes (`list[int]`): widths of the hidden layers of the `"mlp"` heads.
         head_dropout (`float`): dropout after each hidden layer of an `"mlp"` head, before the layer of a `"linear"` one.
+        text_head_power, vision_head_power (`float`): the pooled state goes into the head as sign(x) |x|^power; 0.5 tames the
+            long tails of states that come after a ReLU (Arandjelovic and Zisserman's square root, 10.1109/CVPR.2012.6248018).
         projection_dim (`int`): width of the space in which both sides meet.
         freeze_text_tower, freeze_vision_tower (`bool`): a frozen tower gets no gradient and stays in evaluation mode,
             so neither its weights nor its batch statistics move.
@@ -52,6 +54,8 @@ class XMatchingConfig(PreTrainedConfig):
     vision_head: Literal["mlp", "linear", "none"] = "linear"
     head_hidden_sizes: list[int] | tuple[int, ...] = (1024, 1024)
     head_dropout: float | int = 0.1
+    text_head_power: float | int = 1.0
+    vision_head_power: float | int = 1.0
     projection_dim: int = 512
     freeze_text_tower: bool = True
     freeze_vision_tower: bool = True
@@ -72,6 +76,11 @@ class XMatchingConfig(PreTrainedConfig):
         """Raises a `ValueError` that names the field, its value and what it may be."""
         if self.text_pooling_layers < 1:
             raise ValueError(f"text_pooling_layers={self.text_pooling_layers}: pool 1 layer or more")
+        for name in ("text_head_power", "vision_head_power"):
+            if getattr(self, name) <= 0:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: the power must be above 0, 1 leaves the states as they are"
+                )
         if self.loss_margin <= 0:
             raise ValueError(f"loss_margin={self.loss_margin}: the margin must be above 0")
         if self.logit_scale_init <= 0:

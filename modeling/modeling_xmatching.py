@@ -54,20 +54,25 @@ class Head(nn.Module):
 
     "mlp": ReLU and dropout after each hidden layer, as in Maria. "linear": dropout, then one layer, which starts as the
     identity where the widths agree, so that a pretrained sentence space is where training starts. "none": the state itself.
+    Before all of that a state x becomes sign(x) |x|^power.
     """
 
-    def __init__(self, kind: str, width: int, hidden_sizes: list[int], dropout: float, projection_dim: int):
+    def __init__(
+        self, kind: str, width: int, hidden_sizes: list[int], dropout: float, projection_dim: int, power: float = 1.0
+    ):
         super().__init__()
         if kind == "none" and width != projection_dim:
             raise ValueError(
                 f"without a head the pooled width {width} is the embedding's, but projection_dim is {projection_dim}"
             )
         sizes = {"none": [], "linear": [projection_dim], "mlp": [*hidden_sizes, projection_dim]}[kind]
-        self.kind = kind
+        self.kind, self.power = kind, power
         self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in zip([width, *sizes], sizes, strict=False))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        if self.power != 1:
+            pooled = pooled.sign() * pooled.abs().clamp(min=1e-6) ** self.power  # a root is infinitely steep at 0
         if self.kind == "linear":
             pooled = self.dropout(pooled)
         for depth, layer in enumerate(self.layers):
@@ -109,8 +114,9 @@ class XMatchingModel(PreTrainedModel):
                 f"text_pooling_layers={config.text_pooling_layers}, but the text tower has {layers} layers"
             )
         head = (config.head_hidden_sizes, config.head_dropout, config.projection_dim)
-        self.text_head = Head(config.text_head, tower_width(self.text_model) * config.text_pooling_layers, *head)
-        self.vision_head = Head(config.vision_head, tower_width(self.vision_model), *head)
+        text_width = tower_width(self.text_model) * config.text_pooling_layers
+        self.text_head = Head(config.text_head, text_width, *head, config.text_head_power)
+        self.vision_head = Head(config.vision_head, tower_width(self.vision_model), *head, config.vision_head_power)
         # log of the inverse temperature, and a bias; only where the loss learns them, so that every parameter has a gradient.
         # One element, not a scalar: FSDP2 shards parameters along their first dimension.
         has_scale, has_bias = config.loss_type in ("info_nce", "sigmoid"), config.loss_type == "sigmoid"

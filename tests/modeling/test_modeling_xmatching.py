@@ -52,6 +52,22 @@ def batch(size=4):
     }
 
 
+def test_a_head_takes_the_power_of_its_state_and_the_power_travels(tmp_path):
+    fields = {"vision_head": "linear", "text_head": "linear", "freeze_vision_tower": False}
+    model = tiny(vision_head_power=0.5, **fields).eval()
+    states = torch.tensor([[-4.0, 9.0, 0.0, 0.25] * 4])
+    layer = model.vision_head.layers[0]
+    expected = layer.weight @ torch.tensor([-2.0, 3.0, 0.0, 0.5] * 4) + layer.bias
+    torch.testing.assert_close(model.vision_head(states)[0], expected)
+    model.save_pretrained(tmp_path)
+    assert XMatchingModel.from_pretrained(tmp_path).vision_head.power == 0.5
+    output = model.train()(**batch())  # ReLU leaves exact zeros, where a root has no slope
+    output.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.vision_model.parameters() if p.grad is not None)
+    with pytest.raises(Exception, match="text_head_power=0"):  # transformers wraps what a config says
+        tiny(text_head_power=0)
+
+
 @pytest.mark.parametrize("vision", VISION_TOWERS)
 @pytest.mark.parametrize("text", TEXT_TOWERS)
 def test_every_tower_gives_unit_embeddings_of_the_same_width(text, vision):

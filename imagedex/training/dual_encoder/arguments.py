@@ -25,6 +25,10 @@ class XMatchingArguments:
     vision_head: Literal["mlp", "linear", "none"] | None = argument("Head on the pooled image state.")
     head_hidden_sizes: list[int] | None = argument("Widths of the hidden layers of an mlp head.")
     head_dropout: float | None = argument("Dropout after each hidden layer of an mlp head, before a linear one.")
+    text_head_power: float | None = argument("Power of the pooled text state before its head; 1 leaves it as it is.")
+    vision_head_power: float | None = argument(
+        "Power of the pooled image state before its head, its sign kept; 0.5 is the square root."
+    )
     projection_dim: int | None = argument("Width of the embedding.")
     freeze_text_tower: bool | None = argument(
         "Leave the text tower as it is; by default a pretrained one, while one from scratch is trained."
