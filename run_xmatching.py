@@ -61,6 +61,7 @@ def main(argv=None, prog=None):
     with args.main_process_first(desc="preprocessing"):
         train = rows.training() if args.do_train else None
         evaluation = rows.evaluation() if splits.evaluation is not None else None
+    rows.keep_states(train, evaluation)
 
     facts = CardFacts.of(splits, data_args)
     trainer = XMatchingTrainer(
@@ -70,12 +71,11 @@ def main(argv=None, prog=None):
         eval_dataset=evaluation,
         data_collator=collator,
         processing_class=processor,
+        head_start=rows.start_heads(train),
         write_card=functools.partial(write_xmatching_card, facts=facts),
     )
     facts.baselines = results.measure_baselines(life, splits, text_tower)  # before training: an encoder may not fit
     facts.metrics = life.carry_out(trainer)
-    if args.do_train and data_args.streaming and not life.trained:
-        train.report()
     if args.do_predict and not life.has("rankings.jsonl"):
         results.write_predictions(trainer, splits)
     results.finish(life, trainer, splits, facts)

@@ -19,8 +19,16 @@ COMMANDS = {
     "dsi": ("run_dsi", "train and evaluate a generative retriever: caption (or question) -> identifier"),
     "retrieval": ("run_retrieval", "ask trained models: sentences in; rankings, figures and a contact sheet out"),
 }
-RECIPES = "recipes"
-LISTED = {name: does for name, (_, does) in COMMANDS.items()} | {RECIPES: "list the recipes: settings to begin with"}
+RECIPES, CLEAR_KEPT = "recipes", "clear-kept"
+LISTED = {name: does for name, (_, does) in COMMANDS.items()} | {
+    RECIPES: "list the recipes: settings to begin with",
+    CLEAR_KEPT: "remove what --keep_states has kept on disk",
+}
+PLAIN_HELP = {
+    RECIPES: "usage: imagedex recipes\n\nLists the recipes that come with imagedex; each can be named from any folder.",
+    CLEAR_KEPT: "usage: imagedex clear-kept [FOLDER]\n\nRemoves what --keep_states has kept: in the folder that was given as "
+    "--keep_dir, or in the default one.",
+}
 
 
 def help_text() -> str:
@@ -54,14 +62,24 @@ def answer(argv: list[str]) -> None:
         print(help_text())
     elif name == "--version":
         print(f"imagedex {__version__}")
-    elif name == RECIPES and argv[1:] and argv[1] in ("-h", "--help"):
-        print(
-            "usage: imagedex recipes\n\nLists the recipes that come with imagedex; each can be named from any folder."
-        )
+    elif name in PLAIN_HELP and argv[1:] and argv[1] in ("-h", "--help"):
+        print(PLAIN_HELP[name])
     else:
         from imagedex import command_line  # brings transformers, which the help does not wait for
 
         command_line.run(lambda: carry_out(name, argv[1:]))
+
+
+def clear_kept(folder: str | None = None) -> str:
+    """Removes what was kept in the folder (the default one); says what that was."""
+    from pathlib import Path
+
+    from imagedex.training import kept
+
+    where = Path(folder).expanduser() if folder else kept.default_keep_dir()
+    sizes = kept.clear_kept(where)
+    lines = [f"{size / 1e6:12,.1f} MB  {name}" for name, size in sizes.items()]
+    return "\n".join([*lines, f"{sum(sizes.values()) / 1e6:,.1f} MB removed from {where}"])
 
 
 def carry_out(name: str, argv: list[str]) -> None:
@@ -73,6 +91,10 @@ def carry_out(name: str, argv: list[str]) -> None:
         if argv:
             raise UserError(f"imagedex recipes takes no arguments: {argv[0]}")
         print("\n".join(recipe.listing()))
+    elif name == CLEAR_KEPT:
+        if argv[1:] or (argv and argv[0].startswith("-")):
+            raise UserError(f"imagedex clear-kept takes one folder, or none: {' '.join(argv)}")
+        print(clear_kept(*argv))
     elif name in COMMANDS:
         script = importlib.import_module(f"imagedex.{COMMANDS[name][0]}")
         script.main(argv, prog=f"imagedex {name}")

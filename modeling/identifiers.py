@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +13,7 @@ from transformers.utils import cached_file
 
 from .identifier_quantizers import KMeansTree, ResidualQuantizer
 from .identifier_trie import IdentifierTrie
+from .saved_files import replace_file
 
 SCHEMES = ("atomic", "naive", "semantic", "rq")
 QUANTIZERS = {"semantic": KMeansTree, "rq": ResidualQuantizer}
@@ -202,8 +201,8 @@ class Identifiers:
         }
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / TENSORS_FILE, content)
-        _replace(folder / FACTS_FILE, (json.dumps(facts, ensure_ascii=False, indent=1) + "\n").encode())
+        replace_file(folder / TENSORS_FILE, content)
+        replace_file(folder / FACTS_FILE, (json.dumps(facts, ensure_ascii=False, indent=1) + "\n").encode())
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **hub_kwargs) -> "Identifiers":
@@ -247,16 +246,3 @@ def names_fingerprint(image_ids: Sequence[str]) -> str:
         name = image_id.encode("utf-8", "surrogatepass")
         digest.update(f"{len(name)}:".encode() + name)
     return digest.hexdigest()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes beside the target and renames: a reader sees the old file or the whole new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

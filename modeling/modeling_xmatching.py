@@ -18,6 +18,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
+from .caption_bank import CaptionBankMixin
 from .configuration_xmatching import XMatchingConfig
 from .gathering import gather_rows
 from .losses import hardest_hinge_loss, hinge_loss, info_nce_loss, paired_hinge_loss, sigmoid_loss
@@ -89,7 +90,7 @@ def embedding(vectors: torch.Tensor, output=None) -> BaseModelOutputWithPooling:
     return BaseModelOutputWithPooling(pooler_output=F.normalize(vectors, dim=-1), **rest)
 
 
-class XMatchingModel(PreTrainedModel):
+class XMatchingModel(CaptionBankMixin, PreTrainedModel):
     config_class = XMatchingConfig
     config: XMatchingConfig
     base_model_prefix = "xmatching"

@@ -7,8 +7,8 @@ from transformers import AutoConfig
 from .constrained_decoding import rank_identifiers
 from .identifiers import Identifiers
 from .processing_retrieval import RetrievalProcessor
+from .saved_files import hub_options
 
-HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
 ROWS_AT_ONCE = 64  # sentences or pictures whose identifiers are searched together
 
 
@@ -25,7 +25,7 @@ class RetrieveMixin:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As transformers'; remembers where the model came from."""
-        options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
+        options = hub_options(kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         name = str(pretrained_model_name_or_path)

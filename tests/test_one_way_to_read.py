@@ -22,7 +22,7 @@ from imagedex.configuration.configuration_xmatching import XMatchingConfig
 from imagedex.corpora import load_corpus
 from imagedex.corpora.forms.shards import open_stream
 from imagedex.encoding.dual_encoder import load_dual_encoder
-from imagedex.encoding.store import encode_gallery
+from imagedex.encoding.index import encode_gallery, open_index
 from imagedex.encoding.vectors import encode_images
 from imagedex.modeling.modeling_xmatching import XMatchingModel
 from imagedex.modeling.picture_reading import as_rgb
@@ -112,7 +112,9 @@ def ways_in(folder, model_folder):
         "training, kept": trained(Pictures(corpus, image_processor, keep=True)),
         "search": encode_images(model, image_processor, gallery, batch_size=5),
         "search, in workers": encode_images(model, image_processor, gallery, num_workers=2),
-        "index": encode_gallery(model, image_processor, gallery, model_folder / "index"),
+        "index": encode_gallery(
+            open_index(model_folder / "index", model, image_processor), model, image_processor, gallery
+        )[0],
         "Python, paths": embedded(processor(images=[str(path) for path in paths], return_tensors="pt")),
         "Python, pictures": embedded(processor(images=[Image.open(path) for path in paths], return_tensors="pt")),
         "Python, one at a time": torch.cat([embedded(processor(images=path, return_tensors="pt")) for path in paths]),

@@ -98,9 +98,10 @@ def save_tiny(folder, config_class, model_class, processor_class, image_processo
 
 @pytest.fixture(scope="session", autouse=True)
 def own_datasets_cache(tmp_path_factory):
-    """What `datasets` writes while these tests run is thrown away with them."""
+    """What `datasets` and --keep_states write while these tests run is thrown away with them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        patch.setenv("IMAGEDEX_KEEP_DIR", str(tmp_path_factory.mktemp("kept")))
         yield
 
 

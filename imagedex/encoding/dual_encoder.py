@@ -17,6 +17,7 @@ from imagedex.checkpoints import (
     why_not,
 )
 from imagedex.errors import UserError
+from imagedex.modeling.caption_bank import CaptionBank
 from imagedex.modeling.modeling_xmatching import XMatchingModel
 from imagedex.modeling.processing_retrieval import RetrievalProcessor
 
@@ -31,6 +32,7 @@ class DualEncoder:
         name: as the user named it.
         tokenizer: of an XMatchingModel its whole processor, which knows how sentences are written.
         text_kwargs: what the model's own processor passes to its tokenizer (padding, length), see `encode_texts`.
+        bank: of an XMatchingModel's training captions, against hubs; None where it has none.
     """
 
     name: str
@@ -38,6 +40,7 @@ class DualEncoder:
     tokenizer: object
     image_processor: object
     text_kwargs: dict = field(default_factory=dict)
+    bank: CaptionBank | None = None
 
 
 def load_dual_encoder(
@@ -78,7 +81,8 @@ def load_dual_encoder(
     if isinstance(processor, RetrievalProcessor):
         tokenizer = processor
     text_kwargs = dict(getattr(processor, "text_kwargs", None) or {})
-    return DualEncoder(name_or_path, model.to(device).eval(), tokenizer, image_processor, text_kwargs)
+    bank = getattr(model, "caption_bank", None)
+    return DualEncoder(name_or_path, model.to(device).eval(), tokenizer, image_processor, text_kwargs, bank)
 
 
 def _require_dual_encoder(model, name_or_path: str, model_type: str, flag: str) -> None:

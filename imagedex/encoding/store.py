@@ -1,181 +1,274 @@
-"""Gallery vectors on disk, in shards: a stopped run goes on where it was, and shards of another model are refused.
+"""Rows of numbers on disk, found by a key: what was encoded once is not encoded again, and memory maps serve every process.
 
-index/
-  index.json                  model and gallery fingerprints, rows a shard, the image_ids in the order of the rows
-  vectors-00000.safetensors   "vectors": (rows, D) float32 unit vectors
+folder/
+  store.json                       the format, and what made the rows (fingerprints of weights and preprocessing)
+  shard-<16 digits>.safetensors    "keys" (rows, 16) uint8, and the fields, for example "vectors" (rows, D) float32
+
+A shard is written aside and renamed, so a killed run loses at most the shards it was writing. Its name comes from its keys,
+and its metadata hold the maker's fingerprint and a checksum: a shard that is damaged or of another maker is made anew.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
+import numpy as np
+import safetensors.numpy
 import torch
 
-from imagedex.encoding.vectors import image_vector_batches
 from imagedex.errors import UserError
 from imagedex.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "index.json"
-FORMAT = 1
+RECORD = "store.json"
+FORMAT = 2
+KEY_BYTES = 16
 ROWS_PER_SHARD = 2048
+_TYPES = {"F32": np.float32, "F16": np.float16, "U8": np.uint8}
 
 
-def model_fingerprint(model: torch.nn.Module, image_processor) -> str:
-    """Hash of every weight and of the preprocessing: another checkpoint, precision or picture size has another one."""
+@dataclass
+class Shard:
+    """One file: keys (rows, 16) uint8 and the fields (rows, ...), both mapped, not read."""
+
+    path: Path
+    keys: np.ndarray
+    fields: dict[str, np.ndarray]
+
+
+class Store:
+    """A folder of shards.
+
+    Args:
+        folder: made at the first write.
+        maker: fingerprints of what made the rows. A folder of another maker is refused.
+        what: in messages, what the folder is ("index").
+
+    Raises:
+        UserError: a folder of another maker or format, or one that cannot be read.
+    """
+
+    def __init__(self, folder: str | Path, maker: dict[str, str], what: str = "store"):
+        self.folder, self.maker, self.what = Path(folder), maker, what
+        self._check_record()
+        self.reload()
+
+    def _check_record(self) -> None:
+        path = self.folder / RECORD
+        if not path.exists():
+            if (self.folder / "index.json").exists():
+                raise UserError(f"{self.folder} is an index of an older format; delete it or give another folder")
+            return
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            found, made = record["format"], record["maker"]
+        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read; delete {self.folder} or give another folder") from error
+        other = [name for name in self.maker if found == FORMAT and made.get(name) != self.maker[name]]
+        if found != FORMAT or other:
+            kind = f"{other[0]} (other weights or another preprocessing)" if other else "format"
+            raise UserError(f"{self.folder} is the {self.what} of another {kind}; delete it or give another folder")
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.blake2b(json.dumps(self.maker, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def reload(self) -> None:
+        """Looks at the folder again, for what other processes have written since."""
+        paths = sorted(self.folder.glob("shard-*.safetensors")) if self.folder.is_dir() else []
+        self.shards = [shard for path in paths if (shard := self._open(path)) is not None]
+        keys = [as_scalars(shard.keys) for shard in self.shards]
+        keys = np.concatenate(keys) if keys else np.empty(0, f"V{KEY_BYTES}")
+        sizes = [len(shard.keys) for shard in self.shards]
+        self._shard_of = np.repeat(np.arange(len(sizes)), sizes)
+        self._place_of = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.empty(0, np.int64)
+        self._order = np.argsort(keys, kind="stable")
+        self._sorted = keys[self._order]
+
+    def _open(self, path: Path) -> Shard | None:
+        """None, and a line in the log, for a file that is damaged or of another maker."""
+        try:
+            metadata, fields = mapped(path)
+            whole = metadata["checksum"] == checksum(fields)
+        except (OSError, ValueError, KeyError) as error:
+            logger.debug("%s: %s", path, error)
+            metadata, whole = {}, False
+        if not whole:
+            logger.warning("%s is damaged; its rows are made anew", path)
+            return None
+        if metadata["maker"] != self.fingerprint:
+            logger.warning("%s is of another %s; its rows are made anew", path, self.what)
+            return None
+        return Shard(path, fields.pop("keys"), fields)
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def _find(self, keys: np.ndarray) -> np.ndarray:
+        """(N,) place of each key among all rows, -1 where it is not there. Args: keys (N, 16) uint8."""
+        wanted = as_scalars(keys)
+        if not len(self._sorted):
+            return np.full(len(wanted), -1)
+        at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+        return np.where(self._sorted[at] == wanted, self._order[at], -1)
+
+    def missing(self, keys: np.ndarray) -> np.ndarray:
+        """Rows of `keys` that are not there, ascending; of equal keys the first."""
+        first = np.zeros(len(keys), bool)
+        first[np.unique(as_scalars(keys), return_index=True)[1]] = True
+        return np.flatnonzero(first & (self._find(keys) < 0))
+
+    def rows(self, keys: np.ndarray) -> "StoredRows":
+        """The rows of these keys, in their order. Raises a `KeyError` when some are not there."""
+        found = self._find(keys)
+        if (found < 0).any():
+            raise KeyError(f"{(found < 0).sum()} of {len(keys)} rows are not in {self.folder}")
+        return StoredRows(self.shards, self._shard_of[found], self._place_of[found])
+
+    def write(self, keys: np.ndarray, **fields: np.ndarray) -> None:
+        """A new shard, whole or not at all. Args: keys (rows, 16) uint8; fields (rows, ...). `reload` makes it readable."""
+        if not (self.folder / RECORD).exists():
+            record = {"format": FORMAT, "maker": self.maker}
+            write_atomically(self.folder / RECORD, json.dumps(record, indent=2) + "\n")
+        arrays = {name: np.ascontiguousarray(value) for name, value in {"keys": keys, **fields}.items()}
+        # one entry: safetensors writes several in any order, and the same rows are to be the same bytes
+        metadata = {"shard": json.dumps({"maker": self.fingerprint, "checksum": checksum(arrays)})}
+        name = hashlib.blake2b(arrays["keys"].tobytes(), digest_size=8).hexdigest()
+        write_atomically(self.folder / f"shard-{name}.safetensors", safetensors.numpy.save(arrays, metadata))
+
+    def fill(
+        self,
+        keys: np.ndarray,
+        encode: Callable[[list[Sequence[int]]], Iterator[dict[str, np.ndarray]]],
+        batch_size: int,
+        share: tuple[int, int] = (0, 1),
+        rows_per_shard: int = ROWS_PER_SHARD,
+    ) -> None:
+        """Encodes and writes what is missing of `keys`, and looks at the folder again.
+
+        Shards are cut by the rows' places in `keys`, and no batch crosses their borders: a run that was stopped and went on, or
+        was shared by several processes, has the batches, and so the bits, of one that was not.
+
+        Args:
+            encode: batches of rows -> the fields of each batch, one batch after the other.
+            share: this process's number, and how many processes share the work.
+        """
+        shards = np.split(rows := self.missing(keys), np.flatnonzero(np.diff(rows // rows_per_shard)) + 1)
+        shards = [shard for shard in shards if len(shard)][share[0] :: share[1]]
+        batches = [shard[at : at + batch_size] for shard in shards for at in range(0, len(shard), batch_size)]
+        made = iter(encode([batch.tolist() for batch in batches]))
+        for shard in shards:
+            parts = [next(made) for _ in range(0, len(shard), batch_size)]
+            self.write(keys[shard], **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+        for _ in made:  # lets what encodes end in its own time
+            pass
+        self.reload()
+
+
+@dataclass
+class StoredRows:
+    """Rows of a store in an order of their own. shard_of, place_of (N,): where each lies."""
+
+    shards: list[Shard]
+    shard_of: np.ndarray
+    place_of: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.shard_of)
+
+    def row(self, name: str, row: int) -> np.ndarray:
+        """One row of a field; a view of the mapped file."""
+        return self.shards[self.shard_of[row]].fields[name][self.place_of[row]]
+
+    def array(self, name: str, rows: Sequence[int] | slice = slice(None)) -> np.ndarray:
+        """(rows, ...): some rows of a field, copied into memory."""
+        shard_of, place_of = self.shard_of[rows], self.place_of[rows]
+        if not len(shard_of):
+            return np.empty((0, 0), np.float32)
+        field = self.shards[shard_of[0]].fields[name]
+        found = np.empty((len(shard_of), *field.shape[1:]), field.dtype)
+        for shard in np.unique(shard_of):
+            own = shard_of == shard
+            found[own] = self.shards[shard].fields[name][place_of[own]]
+        return found
+
+
+def as_scalars(keys: np.ndarray) -> np.ndarray:
+    """(N, 16) uint8 -> (N,) items that numpy sorts and compares as one."""
+    return np.ascontiguousarray(keys, np.uint8).view(f"V{KEY_BYTES}").reshape(-1)
+
+
+def mapped(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Metadata and arrays of a safetensors file, mapped into memory. Raises `ValueError` and `KeyError` for a broken one."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= path.stat().st_size - 8:
+            raise ValueError("no header")
+        header = json.loads(file.read(length))
+    arrays = {}
+    for name, field in header.items():
+        if name != "__metadata__":
+            kind, shape = _TYPES[field["dtype"]], tuple(field["shape"])
+            if math.prod(shape) * np.dtype(kind).itemsize != field["data_offsets"][1] - field["data_offsets"][0]:
+                raise ValueError(f"{name} has another size than its header says")
+            arrays[name] = np.memmap(path, kind, "r", 8 + length + field["data_offsets"][0], shape)
+    return json.loads(header["__metadata__"]["shard"]), arrays
+
+
+def checksum(arrays: dict[str, np.ndarray]) -> str:
+    """Of names, types, shapes and every byte."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(arrays.items()):
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Raises `UserError` when the disk of `folder`, which may not exist yet, has fewer than `size` bytes left."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < size:
+        raise UserError(f"{folder} needs {size / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} MB left; name another")
+
+
+def weights_fingerprint(model: torch.nn.Module, *settings: object) -> str:
+    """Hash of every weight, its type and its name, and of settings (JSON values) that decide what the model makes of an input."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    digest.update(json.dumps(image_processor.to_dict(), sort_keys=True, default=str).encode())
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
-def gallery_fingerprint(dataset) -> str:
-    """Hash of the image_ids and of what betrays a changed picture: its file's size and time, or its length in bytes."""
-    digest = hashlib.blake2b(digest_size=16)
-    columns = dataset.select_columns(["image_id", "image"]).with_format("arrow")
-    for table in columns.iter(batch_size=1000):
+def key_of(*parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=KEY_BYTES)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
+
+
+def picture_keys(dataset) -> np.ndarray:
+    """(N, 16) uint8, a key a picture: of its image_id and of what betrays a changed picture, its file's size and time, or the
+    bytes that the row itself holds."""
+    keys = []
+    for table in dataset.select_columns(["image_id", "image"]).with_format("arrow").iter(batch_size=1000):
         image = table["image"].combine_chunks()
         stored, paths = image.field("bytes"), image.field("path").to_pylist()
         for row, (image_id, path) in enumerate(zip(table["image_id"].to_pylist(), paths, strict=True)):
             if stored[row].is_valid:
-                state = len(stored[row].as_buffer())
+                state = memoryview(stored[row].as_buffer())
             else:
                 stat = Path(path).stat() if path and Path(path).is_file() else None
-                state = (stat.st_size, stat.st_mtime_ns) if stat else path
-            digest.update(f"{image_id}\0{state}\n".encode())
-    return digest.hexdigest()
-
-
-def check_index(index_dir: str | Path, model_hash: str, gallery_hash: str) -> dict | None:
-    """The manifest in `index_dir`, or None where there is no index yet. Writes nothing.
-
-    Raises:
-        UserError: an index of another model, gallery or format, or one that cannot be read.
-    """
-    path = Path(index_dir) / MANIFEST
-    if not path.exists():
-        return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: manifest[name] for name in ("format", "model", "gallery", "rows_per_shard", "image_ids")}
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is not an index that can be read; delete {path.parent} or give another folder"
-        ) from error
-    for name, expected, what in (
-        ("format", FORMAT, "format"),
-        ("model", model_hash, "model (other weights or another preprocessing)"),
-        ("gallery", gallery_hash, "gallery (other or changed pictures)"),
-    ):
-        if found[name] != expected:
-            raise UserError(f"{path.parent} is the index of another {what}; delete it or give another folder")
-    return manifest
-
-
-def encode_gallery(
-    model: torch.nn.Module,
-    image_processor,
-    dataset,
-    index_dir: str | Path,
-    batch_size: int = 64,
-    device=None,
-    num_workers: int = 0,
-    progress: bool = False,
-    rows_per_shard: int = ROWS_PER_SHARD,
-    fingerprints: tuple[str, str] | None = None,
-) -> torch.Tensor:
-    """Vectors of a gallery, kept in `index_dir`; shards that are there already are not encoded again.
-
-    Args:
-        dataset: rows with `image_id` and `image`.
-        rows_per_shard: for a new index; an index that is there keeps its own.
-        fingerprints: of model and gallery, where the caller has them already.
-
-    Returns:
-        (N, D) float32 unit vectors in the order of the rows.
-
-    Raises:
-        UserError: see `check_index` and `encode_images`.
-    """
-    index_dir = Path(index_dir)
-    model_hash, gallery_hash = fingerprints or (model_fingerprint(model, image_processor), gallery_fingerprint(dataset))
-    manifest = check_index(index_dir, model_hash, gallery_hash)
-    if manifest is None:
-        manifest = {"format": FORMAT, "model": model_hash, "gallery": gallery_hash, "rows_per_shard": rows_per_shard}
-        manifest["image_ids"] = list(dataset["image_id"])
-        write_atomically(index_dir / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=0))
-    shards = list(_shards(len(dataset), manifest["rows_per_shard"]))
-    missing = [shard for shard in shards if _read_shard(index_dir, manifest, *shard) is None]
-    if len(missing) < len(shards):
-        logger.info("%d of %d shards of %s are there already", len(shards) - len(missing), len(shards), index_dir)
-    # A batch never crosses a shard's border: a run that was stopped and went on has the batches of one that was not.
-    batches = [
-        range(first, min(first + batch_size, stop))
-        for _, start, stop in missing
-        for first in range(start, stop, batch_size)
-    ]
-    pending = []
-    vectors = image_vector_batches(model, image_processor, dataset, batches, device, num_workers, progress)
-    for rows, batch in zip(batches, vectors, strict=True):
-        pending.append(batch)
-        number, start, stop = missing[0]
-        if rows.stop == stop:
-            _write_shard(index_dir, manifest, number, start, torch.cat(pending))
-            pending.clear()
-            missing.pop(0)
-    return read_vectors(index_dir)[1]
-
-
-def read_vectors(index_dir: str | Path) -> tuple[list[str], torch.Tensor]:
-    """image_ids and their (N, D) float32 unit vectors, of a finished index."""
-    index_dir = Path(index_dir)
-    try:
-        manifest = json.loads((index_dir / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{index_dir} holds no index: {MANIFEST} is missing") from None
-    parts = []
-    for shard in _shards(len(manifest["image_ids"]), manifest["rows_per_shard"]):
-        part = _read_shard(index_dir, manifest, *shard)
-        if part is None:
-            raise UserError(f"the index {index_dir} is not finished: {_shard_name(shard[0])} is missing or damaged")
-        parts.append(part)
-    return manifest["image_ids"], torch.cat(parts) if parts else torch.empty(0, 0)
-
-
-def _shards(rows: int, rows_per_shard: int) -> Iterator[tuple[int, int, int]]:
-    for number, start in enumerate(range(0, rows, rows_per_shard)):
-        yield number, start, min(start + rows_per_shard, rows)
-
-
-def _shard_name(number: int) -> str:
-    return f"vectors-{number:05d}.safetensors"
-
-
-def _write_shard(index_dir: Path, manifest: dict, number: int, start: int, vectors: torch.Tensor) -> None:
-    metadata = {"model": manifest["model"], "gallery": manifest["gallery"], "start": str(start)}
-    write_atomically(index_dir / _shard_name(number), safetensors.torch.save({"vectors": vectors}, metadata))
-
-
-def _read_shard(index_dir: Path, manifest: dict, number: int, start: int, stop: int) -> torch.Tensor | None:
-    """The shard's vectors, or None when it has to be encoded: not there, damaged, or copied from another index."""
-    path = index_dir / _shard_name(number)
-    if not path.exists():
-        return None
-    try:
-        with safetensors.safe_open(path, framework="pt") as shard:
-            metadata, vectors = shard.metadata() or {}, shard.get_tensor("vectors")
-    except (safetensors.SafetensorError, OSError) as error:
-        logger.warning("%s is damaged and encoded again (%s)", path, error)
-        return None
-    expected = {"model": manifest["model"], "gallery": manifest["gallery"], "start": str(start)}
-    if metadata != expected or len(vectors) != stop - start:
-        logger.warning("%s belongs to another index and is encoded again", path)
-        return None
-    return vectors
+                state = f"{stat.st_size} {stat.st_mtime_ns}".encode() if stat else (path or "").encode()
+            keys.append(key_of(image_id.encode("utf-8", "surrogatepass"), state))
+    return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)

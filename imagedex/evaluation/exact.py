@@ -25,6 +25,15 @@ def similarity(queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
     return (queries.double() @ gallery.double().T).float()
 
 
+def with_bias(queries: torch.Tensor, gallery: torch.Tensor, bias: torch.Tensor | None) -> tuple:
+    """(queries, gallery) whose dot products are those of the given ones less each gallery row's bias (N,): one column more.
+    Without a bias, the vectors themselves."""
+    if bias is None:
+        return queries, gallery
+    ones = torch.ones(len(queries), 1, dtype=queries.dtype, device=queries.device)
+    return torch.cat([queries, ones], 1), torch.cat([gallery, -bias[:, None].to(gallery.dtype)], 1)
+
+
 def score_blocks(queries: torch.Tensor, gallery: torch.Tensor, block_scores: int = BLOCK_SCORES) -> Iterator:
     """All scores, some queries at a time.
 
@@ -127,6 +136,7 @@ def retrieval_metrics(
     ks: tuple[int, ...] = (1, 5, 10),
     five_fold: bool = False,
     both_directions: bool = True,
+    bias: torch.Tensor | None = None,
     block_scores: int = BLOCK_SCORES,
 ) -> dict[str, float]:
     """Figures of every caption against the whole gallery, in both directions, by blocks.
@@ -139,6 +149,7 @@ def retrieval_metrics(
             of pictures (5 x 1,000 for the COCO 5K test split), each caption searches its own fifth, and every figure
             is the mean over the folds. `gallery_size` is then the size of the largest fold.
         both_directions: also image to text.
+        bias: (N,) of each picture, taken off its scores when a caption asks; see `CaptionBank`.
 
     Returns:
         `hits@k`, `mrr`, `median_rank` (text to image), the same under `image_to_text_...`, and `gallery_size`.
@@ -158,7 +169,8 @@ def retrieval_metrics(
         sizes.append(stop - start)
         texts, images = text_vectors[torch.from_numpy(inside)], image_vectors[start:stop]
         local = targets[inside] - start
-        figures = summarize_ranks(ranks_by_blocks(texts, images, local, block_scores), ks=ks)
+        own_bias = None if bias is None else bias[start:stop]
+        figures = summarize_ranks(ranks_by_blocks(*with_bias(texts, images, own_bias), local, block_scores), ks=ks)
         if both_directions:
             backwards, _ = image_to_text_ranks(images, texts, local, block_scores)
             figures |= {f"image_to_text_{name}": value for name, value in summarize_ranks(backwards, ks=ks).items()}

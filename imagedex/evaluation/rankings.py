@@ -23,9 +23,12 @@ class Ranking:
     Attributes:
         query: the sentence that was asked.
         images: image_ids, at most k, no repeats.
-        scores: as many, descending (cosines for vectors, log-probabilities for identifiers).
+        scores: as many, descending (cosines for vectors, less a picture's bias where it has one; log-probabilities for
+            identifiers).
+        cosines: as many, where scores are not the cosines themselves.
         target: the right picture's image_id, where it is known.
         rank: where the target stands in the whole gallery, ties counted against it; `math.inf` when it was not found.
+        cosine_rank: where it would stand by cosines, where scores are not the cosines.
     """
 
     query: str
@@ -33,6 +36,8 @@ class Ranking:
     scores: list[float]
     target: str | None = None
     rank: float | None = None
+    cosines: list[float] | None = None
+    cosine_rank: float | None = None
 
 
 def rankings_path(folder: str | Path, output_format: str) -> Path:
@@ -50,7 +55,8 @@ def check_names(image_ids: Sequence[str], output_format: str) -> None:
 
 
 def write_rankings(rankings: Sequence[Ranking], path: str | Path) -> Path:
-    """Writes `query`, `images` and `scores` in the form of the file's extension: .jsonl, .parquet or .tsv.
+    """Writes `query`, `images`, `scores` and, where those are others, `cosines`, in the form of the file's extension: .jsonl,
+    .parquet or .tsv.
 
     A .tsv holds, on one line a query, its file names alone, separated by tabs: the form of Maria's retrieval results.
     """
@@ -63,7 +69,10 @@ def write_rankings(rankings: Sequence[Ranking], path: str | Path) -> Path:
         content = "".join(json.dumps(_row(ranking), ensure_ascii=False) + "\n" for ranking in rankings)
     else:
         strings, floats = pyarrow.list_(pyarrow.string()), pyarrow.list_(pyarrow.float64())
-        schema = pyarrow.schema([("query", pyarrow.string()), ("images", strings), ("scores", floats)])
+        columns = [("query", pyarrow.string()), ("images", strings), ("scores", floats)]
+        if any(ranking.cosines is not None for ranking in rankings):
+            columns.append(("cosines", floats))
+        schema = pyarrow.schema(columns)
         buffer = io.BytesIO()
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([_row(r) for r in rankings], schema), buffer)
         content = buffer.getvalue()
@@ -89,7 +98,8 @@ def short_float(value: float) -> float:
 
 
 def _row(ranking: Ranking) -> dict:
-    return {"query": ranking.query, "images": ranking.images, "scores": ranking.scores}
+    row = {"query": ranking.query, "images": ranking.images, "scores": ranking.scores}
+    return row if ranking.cosines is None else row | {"cosines": ranking.cosines}
 
 
 def _format_of(path: Path) -> str:

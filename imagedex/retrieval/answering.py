@@ -95,9 +95,15 @@ def answer(opened: Opened, queries: Queries, args: RetrievalArguments, folder: P
         metrics_path.unlink(missing_ok=True)  # of a run when the file of queries still had its column of images
     else:
         metrics = summarize_ranks([ranking.rank for ranking in rankings])
+        by_cosine = [ranking.cosine_rank for ranking in rankings if ranking.cosine_rank is not None]
         groups = comparison.group_figures(rankings, opened.new_image_ids, len(retriever.image_ids))
         added = groups | (facts if opened.facts or not alone else {})
+        if by_cosine:
+            added |= {f"cosine_{name}": figure for name, figure in summarize_ranks(by_cosine).items()}
         written.append(write_metrics(metrics, retriever, len(rankings), metrics_path, added))
+        if by_cosine:
+            shown = "  ".join(f"{name} {added[f'cosine_{name}']:.3f}" for name in metrics)
+            print(f"{retriever.name}, cosines alone (--hub_bias false): {shown}")
         if groups:
             print(comparison.group_table(groups))
     facts |= {"gallery_size": len(retriever.image_ids)}

@@ -37,6 +37,11 @@ class RetrievalArguments:
     unreadable_images: Literal["error", "skip"] = argument(
         "A picture that cannot be read: stop, or leave it out and say so.", "error"
     )
+    hub_bias: bool = argument(
+        "Against hubs: an XMatchingModel that has kept a bank of its training captions ranks by cosines less a bias a picture; "
+        "false: by cosines alone.",
+        True,
+    )
     trust_remote_code: bool = argument("Run the code that a model on the Hub brings with it.", False)
     batch_size: int = argument("Pictures encoded at once, and sentences for which identifiers are written at once.", 64)
     num_workers: int = argument("Processes that check, decode and resize pictures.", 0)

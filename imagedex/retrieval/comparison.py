@@ -30,6 +30,7 @@ GROUP_COLUMNS = {"queries": "queries", "pictures": "pictures", "hits@1": "Hits@1
 # what is needed to answer; a training folder holds more
 _NEEDED = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt",
            "identifiers.json")  # fmt: skip
+_BESIDE_WEIGHTS = ("identifiers.safetensors", "caption_bank.safetensors")
 
 
 def model_labels(names: Sequence[str]) -> dict[str, str]:
@@ -63,7 +64,7 @@ def size_on_disk(name_or_path: str, index_dir: Path | None = None) -> int:
     if not folder.is_dir():
         folder = Path(cached_file(name_or_path, "config.json")).parent
     files = [path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name in _NEEDED]
-    if not any(path.suffix == ".safetensors" and path.name != "identifiers.safetensors" for path in files):
+    if all(path.suffix != ".safetensors" or path.name in _BESIDE_WEIGHTS for path in files):
         files += folder.glob("pytorch_model*.bin")
     if index_dir is not None and index_dir.is_dir():
         files += [path for path in index_dir.iterdir() if path.is_file()]

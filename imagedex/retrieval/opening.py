@@ -10,7 +10,7 @@ import torch
 
 from imagedex.checkpoints import MODEL_FLAG, read_model_type
 from imagedex.encoding.dual_encoder import load_dual_encoder
-from imagedex.encoding.store import check_index, encode_gallery, gallery_fingerprint, model_fingerprint
+from imagedex.encoding.index import encode_gallery, open_index
 from imagedex.errors import UserError
 from imagedex.identifiers.new_pictures import VECTORS_FLAG, NewPictures
 from imagedex.modeling import GENERATIVE
@@ -89,28 +89,28 @@ class Opener:
                 f"--{flag} {name} finds pictures, but --dataset_name {self.args.dataset_name} holds documents; give a t5"
             )
         encoder = load_dual_encoder(name, self.args.trust_remote_code, self.device, flag)
-        model, image_processor = encoder.model, encoder.image_processor
-        fingerprints = model_fingerprint(model, image_processor), gallery_fingerprint(self.gallery)
-        check_index(index_dir, *fingerprints)
+        bank = encoder.bank if self.args.hub_bias else None
+        store = open_index(index_dir, encoder.model, encoder.image_processor, encoder.bank)
 
         def start() -> VectorRetriever:
-            vectors = encode_gallery(
-                model,
-                image_processor,
+            vectors, bias = encode_gallery(
+                store,
+                encoder.model,
+                encoder.image_processor,
                 self.gallery,
-                index_dir,
+                encoder.bank,
                 batch_size=self.args.batch_size,
                 device=self.device,
                 num_workers=self.args.num_workers,
                 progress=True,
-                fingerprints=fingerprints,
             )
             return VectorRetriever(
                 label,
                 self.gallery["image_id"],
                 vectors,
-                model,
+                encoder.model,
                 encoder.tokenizer,
+                bias if bank else None,
                 device=self.device,
                 text_kwargs=encoder.text_kwargs,
                 progress=True,

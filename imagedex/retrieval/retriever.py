@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from imagedex.encoding.vectors import encode_texts
-from imagedex.evaluation.exact import ranks_by_blocks, top_k
+from imagedex.evaluation.exact import ranks_by_blocks, similarity, top_k, with_bias
 from imagedex.evaluation.rankings import Ranking, short_float
 
 
@@ -33,11 +33,12 @@ class Retriever(ABC):
 
 
 class VectorRetriever(Retriever):
-    """A dual encoder and the unit vectors of the gallery; exact search by cosine.
+    """A dual encoder and the unit vectors of the gallery; exact search by cosine, less each picture's bias where there is one.
 
     Args:
         model, tokenizer: see `encode_texts`.
         vectors: (N, D) float32 unit vectors, in the order of `image_ids`.
+        bias: (N,) float32, see `CaptionBank`; None: scores are cosines.
         device: where the texts are encoded and the vectors are searched.
         text_kwargs: for the tokenizer call, see `encode_texts`.
     """
@@ -49,6 +50,7 @@ class VectorRetriever(Retriever):
         vectors: torch.Tensor,
         model,
         tokenizer,
+        bias: torch.Tensor | None = None,
         device: str | torch.device = "cpu",
         batch_size: int = 256,
         text_kwargs: dict | None = None,
@@ -66,6 +68,7 @@ class VectorRetriever(Retriever):
         )
         # scores are computed in float64, which Apple's GPUs do not have
         self.vectors = vectors.to("cpu" if self.device.type == "mps" else self.device)
+        self.bias = None if bias is None else bias.to(self.vectors.device)
 
     def encode(self, queries: Sequence[str]) -> torch.Tensor:
         """(Q, D) float32 unit vectors, on the device of the gallery's."""
@@ -74,15 +77,27 @@ class VectorRetriever(Retriever):
         ).to(self.vectors.device)
 
     def search(self, queries: Sequence[str], k: int, targets: Sequence[str] | None = None) -> list[Ranking]:
-        asked = self.encode(queries)
-        scores, rows = top_k(asked, self.vectors, k)
+        plain = self.encode(queries)
+        asked, searched = with_bias(plain, self.vectors, self.bias)
+        scores, rows = top_k(asked, searched, k)
         rankings = [
             Ranking(query, [self.image_ids[row] for row in found], [short_float(score) for score in own])
             for query, found, own in zip(queries, rows.tolist(), scores.tolist(), strict=True)
         ]
+        if self.bias is not None:
+            for ranking, vector, found in zip(rankings, plain, rows, strict=True):
+                cosines = similarity(vector[None], self.vectors[found.to(vector.device)])[0]
+                ranking.cosines = [short_float(cosine) for cosine in cosines.tolist()]
         if targets is not None:
-            row_of = {image_id: row for row, image_id in enumerate(self.image_ids)}
-            ranks = ranks_by_blocks(asked, self.vectors, [row_of[target] for target in targets])
-            for ranking, target, rank in zip(rankings, targets, ranks.tolist(), strict=True):
-                ranking.target, ranking.rank = target, rank
+            self.judge(rankings, targets, asked, searched, "rank")
+            if self.bias is not None:
+                self.judge(rankings, targets, plain, self.vectors, "cosine_rank")
         return rankings
+
+    def judge(self, rankings: Sequence[Ranking], targets: Sequence[str], asked, searched, field: str) -> None:
+        """Sets each ranking's target, and its rank in the whole gallery under the given name."""
+        row_of = {image_id: row for row, image_id in enumerate(self.image_ids)}
+        ranks = ranks_by_blocks(asked, searched, [row_of[target] for target in targets])
+        for ranking, target, rank in zip(rankings, targets, ranks.tolist(), strict=True):
+            ranking.target = target
+            setattr(ranking, field, rank)

@@ -44,7 +44,13 @@ class RunArguments(TrainingArguments):
     remove_unused_columns: bool = argument("Kept false: the batch is made by our collator.", False)
     vision_learning_rate: float | None = argument("Learning rate of the vision tower; by default learning_rate.")
     keep_states: bool = argument(
-        "Run frozen towers once before training and keep their outputs for each caption and picture in memory.", False
+        "Run frozen towers once before training and keep their outputs for each caption and picture on disk, for this run and "
+        "later ones.",
+        False,
+    )
+    keep_dir: str | None = argument(
+        "Folder of what is kept; by default IMAGEDEX_KEEP_DIR, or imagedex/kept in the user's cache. `imagedex clear-kept` "
+        "empties it."
     )
     do_train: bool = argument("Train the model.", False)
     do_eval: bool = argument("Evaluate it on what is held out; after the training, and at each --eval_strategy.", False)

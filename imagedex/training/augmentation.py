@@ -34,6 +34,9 @@ class RandomResizedCrop:
     ):
         self.size, self.scale, self.ratio, self.flip, self.resample = size, scale, ratio, flip, resample
 
+    def __repr__(self):
+        return f"RandomResizedCrop({self.size}, {self.scale}, {self.ratio}, {self.flip}, {self.resample})"
+
     @classmethod
     def for_processor(cls, image_processor) -> "RandomResizedCrop":
         """With the size and filter of the pictures that `image_processor` makes for evaluation. Raises `UserError`."""

@@ -60,7 +60,11 @@ class CardFacts:
 def rate_rows(facts: CardFacts) -> dict[str, dict]:
     """The model's figures in both directions, then the baselines'."""
     rows = {}
-    for name, prefix in ((facts.asking, "eval_"), ("picture → sentence", "eval_image_to_text_")):
+    for name, prefix in (
+        (facts.asking, "eval_"),
+        (f"{facts.asking}, cosines alone", "eval_cosine_"),
+        ("picture → sentence", "eval_image_to_text_"),
+    ):
         row = {figure: facts.metrics[prefix + figure] for figure in FIGURES if prefix + figure in facts.metrics}
         if row:
             rows[name] = row
@@ -165,7 +169,11 @@ def write_model_card(
 
 
 def write_xmatching_card(path: Path | str, trainer, facts: CardFacts) -> None:
-    write_model_card(path, "xmatching", trainer.model, trainer.args, facts)
+    start = trainer.head_start
+    begins = start and f"{start.kind}, regularisation {start.regularization:g}, {start.directions} directions"
+    write_model_card(
+        path, "xmatching", trainer.model, trainer.args, facts, bank=trainer.model.caption_bank, begins=begins
+    )
 
 
 def write_dsi_card(

@@ -1,12 +1,12 @@
-"""Pictures of a corpus as a training reads them: pixels, kept pixels, or states of a frozen tower; and batches of them."""
+"""Pictures of a corpus as a training reads them: pixels, or kept pixels; and batches of them."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from datasets import Dataset, Features, Value
-from tqdm.auto import tqdm
 
+from imagedex.encoding.store import picture_keys
 from imagedex.errors import UserError
 from imagedex.modeling.picture_reading import read_cut_pictures, read_pictures
 
@@ -29,7 +29,7 @@ class Pictures(torch.utils.data.Dataset):
         self, gallery: Dataset, image_processor, keep: bool = False, num_proc: int | None = None, augment=None
     ):
         self.image_processor, self.augment = image_processor, augment
-        self.rows = gallery.select_columns(["image"])
+        self.gallery, self.rows = gallery, gallery.select_columns(["image"])
         self.levels = None
         self.kept: dict[str, tuple[tuple[int, ...], np.dtype]] = {}  # name -> shape and type of what is kept
         if keep:
@@ -57,6 +57,15 @@ class Pictures(torch.utils.data.Dataset):
                 )
             inputs["pixel_values"] = self.levels.taken(inputs["pixel_values"])
         return {name: [row.tobytes() for row in value.numpy()] for name, value in inputs.items()}
+
+    def keys(self) -> np.ndarray:
+        """(pictures, 16) uint8, by which what is made of a picture is kept; see `Store`."""
+        return picture_keys(self.gallery)
+
+    @property
+    def settings(self) -> list:
+        """What decides, beside the picture, which numbers the model gets; JSON values."""
+        return [self.image_processor.to_dict(), repr(self.augment)]
 
     def __len__(self):
         return len(self.rows)
@@ -118,28 +127,6 @@ def picture_inputs(picture, image_processor, augment=None) -> dict[str, torch.Te
     else:
         inputs = read_cut_pictures([augment(picture)], image_processor)
     return {name: value[0] for name, value in inputs.items()}
-
-
-class KeptStates(torch.utils.data.Dataset):
-    """Row -> {name: pooled states of a frozen tower}, computed once and kept in memory (4 bytes a number).
-
-    Args:
-        rows: token rows or `Pictures`, in the order they will be asked for.
-        name: "text_states" or "image_states".
-        pool: batch of tensors -> (rows, width) states.
-    """
-
-    def __init__(self, rows, name: str, pool, collator, batch_size: int, num_workers: int = 0):
-        loader = torch.utils.data.DataLoader(rows, batch_size, collate_fn=collator, num_workers=num_workers)
-        with torch.no_grad():
-            bar = tqdm(loader, desc=f"Keeping {name.replace('_', ' ')}", disable=None)
-            self.name, self.states = name, torch.cat([pool(batch).float().cpu() for batch in bar])
-
-    def __len__(self):
-        return len(self.states)
-
-    def __getitem__(self, row: int) -> dict:
-        return {self.name: self.states[row]}
 
 
 def stacked(rows: list[dict], prefix: str = "") -> dict[str, torch.Tensor]:

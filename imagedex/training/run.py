@@ -42,7 +42,7 @@ MAY_DIFFER = {
     "logging_nan_inf_filter", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
     "dataloader_prefetch_factor", "preprocessing_num_workers", "push_to_hub", "hub_model_id", "hub_strategy", "hub_token",
     "hub_private_repo", "hub_always_push", "hub_revision", "save_total_limit", "local_rank", "ddp_backend",
-    "unreadable_images",
+    "unreadable_images", "keep_dir",
 }  # fmt: skip
 
 

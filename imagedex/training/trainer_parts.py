@@ -77,6 +77,8 @@ class TowerTrainerMixin(PublishingMixin):
 
 
 def load_weights(model, folder: str) -> None:
-    """Fills the model, wherever it is, with the weights that `save_pretrained` wrote to the folder."""
+    """Fills the model, wherever it is, with what `save_pretrained` wrote to the folder."""
     saved = type(model).from_pretrained(folder, dtype=model.dtype)
     model.load_state_dict(saved.state_dict())
+    if hasattr(saved, "caption_bank"):
+        model.caption_bank = saved.caption_bank

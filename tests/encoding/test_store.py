@@ -1,135 +1,230 @@
-"""Shards on disk: a stopped run goes on and gives what an unstopped one gives; another model's shards are refused."""
+"""Rows on disk by key: found again in any order, whole or not there, of one maker, and never trusted when a byte has changed."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 
+import numpy as np
 import pytest
-import torch
 
-from imagedex.encoding import store as vector_index
-from imagedex.encoding.dual_encoder import load_dual_encoder
-from imagedex.encoding.store import encode_gallery, gallery_fingerprint, model_fingerprint, read_vectors
-from imagedex.encoding.vectors import encode_images
+from imagedex.encoding import store as stores
+from imagedex.encoding.store import Store, check_room, picture_keys, weights_fingerprint
 from imagedex.errors import UserError
 from imagedex.retrieval.gallery import read_gallery
 
-
-@pytest.fixture(scope="module")
-def encoder(tiny_clip):
-    return load_dual_encoder(str(tiny_clip))
+MAKER = {"model": "m"}
 
 
-@pytest.fixture
-def parts(encoder, picture_folder):
-    return encoder.model, encoder.image_processor, read_gallery(str(picture_folder))
+def keys_of(numbers) -> np.ndarray:
+    return np.stack([np.frombuffer(int(n).to_bytes(16, "little"), np.uint8) for n in numbers])
 
 
-def test_shards_hold_what_encoding_at_once_gives(parts, tmp_path):
-    vectors = encode_gallery(*parts, tmp_path, batch_size=3, rows_per_shard=10)
-    torch.testing.assert_close(vectors, encode_images(*parts), atol=2e-6, rtol=0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "index.json",
-        *(f"vectors-0000{number}.safetensors" for number in range(3)),  # 23 pictures
-    ]
-    image_ids, read = read_vectors(tmp_path)
-    assert image_ids == list(parts[2]["image_id"]) and torch.equal(read, vectors)
+def doubling(numbers, seen=None):
+    """Encodes a row as its number and its double."""
+
+    def encode(batches):
+        for batch in batches:
+            if seen is not None:
+                seen.append(len(batch))
+            values = np.asarray(numbers, np.float32)[batch]
+            yield {"vectors": np.stack([values, 2 * values], 1), "bias": values}
+
+    return encode
 
 
-def test_a_stopped_run_goes_on_where_it_was(parts, tmp_path, monkeypatch):
-    model, image_processor, gallery = parts
-    whole = encode_gallery(*parts, tmp_path / "whole", batch_size=3, rows_per_shard=5)
+def filled(folder, numbers, seen=None, **options):
+    store = Store(folder, MAKER)
+    store.fill(keys_of(numbers), doubling(numbers, seen), options.pop("batch_size", 3), **options)
+    return store
 
-    encoded = []
 
-    def counting(pixel_values, honest=model.get_image_features):
-        if len(encoded) == 5:  # in the middle of the third shard
-            raise KeyboardInterrupt
-        encoded.append(len(pixel_values))
-        return honest(pixel_values=pixel_values)
+def shard_files(folder):
+    return sorted(folder.glob("shard-*"))
 
-    monkeypatch.setattr(model, "get_image_features", counting)
+
+def test_rows_come_back_in_any_order(tmp_path):
+    numbers = [5, 3, 900, 7, 1, 12, 44]
+    store = filled(tmp_path, numbers, rows_per_shard=3)
+    assert len(store) == 7 and len(shard_files(tmp_path)) == 3
+    asked = [44, 5, 5, 900, 1]
+    for again in (store, Store(tmp_path, MAKER)):
+        rows = again.rows(keys_of(asked))
+        assert rows.array("bias").tolist() == asked
+        assert rows.array("vectors").tolist() == [[n, 2 * n] for n in asked]
+        assert rows.array("bias", [3, 0]).tolist() == [900, 44]
+        assert [rows.row("vectors", place).tolist() for place in range(len(rows))] == [[n, 2 * n] for n in asked]
+        assert isinstance(rows.row("vectors", 0), np.memmap)  # read when it is used, not before
+    with pytest.raises(KeyError, match="1 of 2 rows"):
+        store.rows(keys_of([5, 6]))
+
+
+def test_only_what_is_missing_is_encoded_and_equal_rows_once(tmp_path):
+    filled(tmp_path, range(10))
+    seen = []
+    store = filled(tmp_path, [3, 77, 9, 77, 78], seen)
+    assert sum(seen) == 2 and len(store) == 12
+    assert store.rows(keys_of([77, 77, 0])).array("bias").tolist() == [77, 77, 0]
+
+
+def test_a_stopped_run_has_the_batches_of_one_that_was_not(tmp_path):
+    numbers, batches = list(range(23)), []
+    filled(tmp_path / "whole", numbers, batches, rows_per_shard=5)
+
+    def stops(all_batches, after=5):
+        for number, part in enumerate(doubling(numbers)(all_batches)):
+            if number == after:
+                raise KeyboardInterrupt
+            yield part
+
+    store = Store(tmp_path / "stopped", MAKER)
     with pytest.raises(KeyboardInterrupt):
-        encode_gallery(*parts, tmp_path / "stopped", batch_size=3, rows_per_shard=5)
-    assert len(list((tmp_path / "stopped").glob("vectors-*"))) == 2
-    with pytest.raises(UserError, match="not finished"):
-        read_vectors(tmp_path / "stopped")
-
-    encoded.clear()
-    monkeypatch.setattr(model, "get_image_features", lambda pixel_values, go=counting: go(pixel_values))
-    monkeypatch.undo()
-    honest = model.get_image_features
-    monkeypatch.setattr(
-        model, "get_image_features", lambda pixel_values: encoded.append(len(pixel_values)) or honest(pixel_values)
-    )
-    resumed = encode_gallery(*parts, tmp_path / "stopped", batch_size=3, rows_per_shard=999)
-    assert sum(encoded) == len(gallery) - 10  # two shards of five were there
-    assert torch.equal(resumed, whole)
-
-    encoded.clear()
-    assert torch.equal(encode_gallery(*parts, tmp_path / "stopped"), whole) and not encoded
+        store.fill(keys_of(numbers), stops, 3, rows_per_shard=5)
+    assert len(shard_files(tmp_path / "stopped")) == 2  # of the third a batch was lost
+    rest = []
+    filled(tmp_path / "stopped", numbers, rest, rows_per_shard=5)
+    assert rest == batches[4:]
+    for one, other in zip(*(shard_files(tmp_path / name) for name in ("whole", "stopped")), strict=True):
+        assert one.name == other.name and one.read_bytes() == other.read_bytes()
 
 
-def test_damaged_or_foreign_shards_are_encoded_again(parts, tmp_path, caplog):
-    whole = encode_gallery(*parts, tmp_path, rows_per_shard=5)
-    first, second, third = sorted(tmp_path.glob("vectors-*"))[:3]
-    first.write_bytes(first.read_bytes()[:-8])
-    third.write_bytes(second.read_bytes())
-    torch.testing.assert_close(encode_gallery(*parts, tmp_path), whole, atol=2e-6, rtol=0)
-    assert "is damaged" in caplog.text and "belongs to another index" in caplog.text
-    assert second.read_bytes() != third.read_bytes()
+def test_processes_that_share_the_work_write_what_one_writes(tmp_path):
+    numbers = list(range(31))
+    filled(tmp_path / "one", numbers, rows_per_shard=4)
+    shared = [Store(tmp_path / "three", MAKER) for _ in range(3)]  # each has looked before anyone writes
+    seen = []
+    for rank, store in enumerate(shared):
+        store.fill(keys_of(numbers), doubling(numbers, seen), 3, (rank, 3), rows_per_shard=4)
+    assert sum(seen) == len(numbers)
+    for one, other in zip(*(shard_files(tmp_path / name) for name in ("one", "three")), strict=True):
+        assert one.read_bytes() == other.read_bytes()
 
 
-def test_an_index_of_another_model_or_gallery_is_refused(parts, tmp_path):
-    model, image_processor, gallery = parts
-    encode_gallery(*parts, tmp_path)
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "header"])
+def test_a_damaged_shard_is_found_and_made_anew(tmp_path, damage, caplog):
+    numbers = list(range(12))
+    filled(tmp_path, numbers, rows_per_shard=4)
+    victim = shard_files(tmp_path)[1]
+    content = victim.read_bytes()
+    broken = {
+        "cut": content[:-3],
+        "flipped": content[:-5] + bytes([content[-5] ^ 1]) + content[-4:],
+        "empty": b"",
+        "header": b"\xff" * 8 + content[8:],
+    }[damage]
+    victim.write_bytes(broken)
+    seen = []
+    store = filled(tmp_path, numbers, seen, rows_per_shard=4)
+    assert f"{victim} is damaged" in caplog.text and sum(seen) == 4
+    assert victim.read_bytes() == content
+    assert store.rows(keys_of(numbers)).array("bias").tolist() == numbers
+
+
+def test_a_shard_of_another_maker_is_not_taken(tmp_path, caplog):
+    filled(tmp_path / "a", range(4))
+    other = Store(tmp_path / "b", {"model": "other"})
+    other.fill(keys_of(range(4, 8)), doubling(range(4, 8)), 3)
+    (foreign,) = shard_files(tmp_path / "b")
+    (tmp_path / "a" / foreign.name).write_bytes(foreign.read_bytes())
+    store = Store(tmp_path / "a", MAKER)
+    assert len(store) == 4 and "is of another store" in caplog.text
+
+
+def test_a_folder_of_another_maker_or_format_is_refused(tmp_path):
+    filled(tmp_path, range(4))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(UserError, match="another gallery"):
-        encode_gallery(model, image_processor, gallery.select(range(22)), tmp_path)
-    weight = model.visual_projection.weight
-    with torch.no_grad():
-        weight[0, 0] += 1e-3
-    try:
-        with pytest.raises(UserError, match="another model"):
-            encode_gallery(*parts, tmp_path)
-    finally:
-        with torch.no_grad():
-            weight[0, 0] -= 1e-3
+    with pytest.raises(UserError, match="index of another model"):
+        Store(tmp_path, {"model": "other"}, "index")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-    manifest = json.loads((tmp_path / "index.json").read_text())
-    (tmp_path / "index.json").write_text(json.dumps(manifest | {"format": 999}))
+    record = json.loads((tmp_path / "store.json").read_text())
+    (tmp_path / "store.json").write_text(json.dumps(record | {"format": 999}))
     with pytest.raises(UserError, match="another format"):
-        vector_index.check_index(tmp_path, manifest["model"], manifest["gallery"])
-    (tmp_path / "index.json").write_text("{")
-    with pytest.raises(UserError, match="not an index"):
-        encode_gallery(*parts, tmp_path)
+        Store(tmp_path, MAKER)
+    (tmp_path / "store.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        Store(tmp_path, MAKER)
+    (tmp_path / "store.json").unlink()
+    (tmp_path / "index.json").write_text("{}")
+    with pytest.raises(UserError, match="older format"):
+        Store(tmp_path, MAKER)
 
 
-def test_the_fingerprints_see_what_matters(encoder, tiny_clip, picture_folder, tmp_path):
-    again = load_dual_encoder(str(tiny_clip))
-    known = model_fingerprint(encoder.model, encoder.image_processor)
-    assert model_fingerprint(again.model, again.image_processor) == known
-    assert model_fingerprint(again.model.to(torch.bfloat16), again.image_processor) != known
-    again = load_dual_encoder(str(tiny_clip))
-    again.image_processor.image_mean = [0.5, 0.5, 0.5]
-    assert model_fingerprint(again.model, again.image_processor) != known
+KILLED = """
+import sys, time
+import numpy as np
+sys.path[:0] = {path!r}
+from imagedex.encoding.store import Store
+keys = np.arange(4000 * 16, dtype=np.int64).astype(np.uint8).reshape(-1, 16)
+keys[:, :8] = np.arange(4000, dtype=np.int64).view(np.uint8).reshape(-1, 8)
+def encode(batches):
+    for batch in batches:
+        time.sleep(0.002)
+        yield {{"vectors": np.repeat(np.asarray(batch, np.float32)[:, None], 8, 1)}}
+Store({folder!r}, {{"model": {maker!r}}}).fill(keys, encode, 4, rows_per_shard=40)
+"""
 
+
+def test_a_kill_loses_at_most_the_shard_at_work_and_never_mixes_makers(tmp_path):
+    def start(folder, maker):
+        code = KILLED.format(path=[p for p in sys.path if p], folder=str(tmp_path / folder), maker=maker)
+        return subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": ""})
+
+    process = start("killed", "m")
+    deadline = time.time() + 60
+    while len(shard_files(tmp_path / "killed")) < 5 and time.time() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    whole = [path for path in shard_files(tmp_path / "killed")]
+    assert 5 <= len(whole) < 100
+    store = Store(tmp_path / "killed", MAKER)
+    assert len(store) == 40 * len(whole)  # every shard that is there is whole
+    with pytest.raises(UserError, match="another model"):
+        Store(tmp_path / "killed", {"model": "other"})
+    assert start("killed", "m").wait() == 0 and start("whole", "m").wait() == 0
+    for one, other in zip(*(shard_files(tmp_path / name) for name in ("whole", "killed")), strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_room(tmp_path, monkeypatch):
+    check_room(tmp_path / "not" / "yet", 10)
+    monkeypatch.setattr(stores.shutil, "disk_usage", lambda path: type("usage", (), {"free": 3_000_000}))
+    with pytest.raises(UserError, match="needs 5 MB and its disk has 3 MB left"):
+        check_room(tmp_path, 5_000_000)
+
+
+def test_the_fingerprint_sees_weights_and_settings(tiny_clip):
+    import torch
+    from transformers import CLIPModel
+
+    model = CLIPModel.from_pretrained(tiny_clip)
+    known = weights_fingerprint(model, {"size": 30})
+    assert weights_fingerprint(CLIPModel.from_pretrained(tiny_clip), {"size": 30}) == known
+    assert weights_fingerprint(model, {"size": 31}) != known
+    with torch.no_grad():
+        model.visual_projection.weight[0, 0] += 1e-3
+    assert weights_fingerprint(model, {"size": 30}) != known
+    assert weights_fingerprint(CLIPModel.from_pretrained(tiny_clip, dtype=torch.bfloat16), {"size": 30}) != known
+
+
+def test_a_changed_picture_has_another_key(picture_folder, tmp_path):
     (tmp_path / "a.png").write_bytes((picture_folder / "copy.png").read_bytes())
-    first = gallery_fingerprint(read_gallery(str(tmp_path)))
-    assert gallery_fingerprint(read_gallery(str(tmp_path))) == first
+    first = picture_keys(read_gallery(str(tmp_path)))
+    assert (picture_keys(read_gallery(str(tmp_path))) == first).all()
     other = next(picture_folder.glob("*.png"))
     (tmp_path / "a.png").write_bytes(other.read_bytes() + b"\0")
-    assert gallery_fingerprint(read_gallery(str(tmp_path))) != first
+    assert (picture_keys(read_gallery(str(tmp_path))) != first).any()
 
 
-def test_embedded_pictures_have_a_fingerprint_too(picture_folder):
+def test_embedded_pictures_have_keys_of_their_bytes(picture_folder):
     paths = read_gallery(str(picture_folder)).select(range(3))
-    embedded = paths.map(
-        lambda row: {"image": {"bytes": (picture_folder / row["image_id"]).read_bytes(), "path": None}}
-    )
-    assert gallery_fingerprint(embedded) == gallery_fingerprint(embedded.select(range(3)))
-    assert gallery_fingerprint(embedded) != gallery_fingerprint(embedded.select([0, 1, 1]))
 
+    def embedded(extra=b""):
+        return paths.map(
+            lambda row: {"image": {"bytes": (picture_folder / row["image_id"]).read_bytes() + extra, "path": None}}
+        )
 
-def test_no_index(tmp_path):
-    with pytest.raises(UserError, match="no index"):
-        read_vectors(tmp_path)
+    keys = picture_keys(embedded())
+    assert (picture_keys(embedded()) == keys).all() and len(np.unique(keys, axis=0)) == 3
+    assert (picture_keys(embedded(b"\0")) != keys).any(1).all()

@@ -88,18 +88,19 @@ def test_a_timm_tower_trains_is_asked_and_reads_as_timm_does(
     )  # fmt: skip
     assert asked.returncode == 0, asked.stderr[-3000:]
 
-    import safetensors.torch
     import timm
     from transformers import AutoModel, AutoProcessor
 
     import imagedex.modeling  # noqa: F401  so that the Auto classes know the model without its copied code
+    from imagedex.encoding.index import read_vectors
 
     model, processor = AutoModel.from_pretrained(out).eval(), AutoProcessor.from_pretrained(out)
     inputs = processor(images=[str(pictures / name) for name in names], return_tensors="pt")
     with torch.no_grad():
         vectors = model.get_image_features(**inputs).pooler_output
         pooled = model.pool_image(**inputs)[1]
-    kept = safetensors.torch.load_file(tmp_path / "answers" / "index" / "vectors-00000.safetensors")["vectors"]
+    kept_names, kept, _ = read_vectors(tmp_path / "answers" / "index")
+    assert kept_names == names
     torch.testing.assert_close(vectors, kept, atol=1e-5, rtol=0)
 
     transform = timm.data.create_transform(**timm.data.resolve_data_config(SETTINGS), is_training=False)

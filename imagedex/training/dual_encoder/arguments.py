@@ -60,6 +60,20 @@ class XMatchingTrainingArguments(RunArguments):
     """What only the dual encoder's training knows."""
 
     text_learning_rate: float | None = argument("Learning rate of the text tower; by default learning_rate.")
+    head_start: Literal["none", "cca", "ridge"] = argument(
+        "Where linear heads on two frozen towers start, from kept states: at random, or in closed form by regularised canonical "
+        "correlation (cca) or ridge regression into the sentence space (ridge). --num_train_epochs 0 leaves them there.",
+        "none",
+    )
+    head_start_regularization: float | None = argument(
+        "Of the pictures' side, in units of its mean variance: little (0.1) finds trained pictures better, much (10) new ones. "
+        "By default what finds held-out training pictures best."
+    )
+    caption_bank_size: int = argument(
+        "Training captions, chosen by hash, whose vectors are kept with the model against hubs; 0: none, search is by cosines "
+        "alone.",
+        20_000,
+    )
     gradient_cache_chunk_size: int | None = argument(
         "Rows of a batch that are in memory at once: gradient caching trains with batches of thousands on one device, with "
         "the gradients of the plain step, for one more forward pass."
@@ -67,6 +81,11 @@ class XMatchingTrainingArguments(RunArguments):
     hardest_warmup_steps: float = argument(
         "Steps in which hardest_hinge goes from all negatives to the hardest alone; below 1, that share of all steps.",
         0.1,
+    )
+    kept_views: int = argument(
+        "With --keep_states and --image_augmentation: so many augmented views of each picture are kept, and one of them is drawn "
+        "each time; 0: pictures are augmented anew, and not kept.",
+        0,
     )
     five_fold: bool = argument("Karpathy's 1K protocol: evaluate within each fifth of the gallery, and average.", False)
     shuffle_every_epoch: bool = argument(
@@ -77,6 +96,16 @@ class XMatchingTrainingArguments(RunArguments):
         super().__post_init__()
         if self.gradient_cache_chunk_size is not None and self.gradient_cache_chunk_size < 1:
             raise ValueError(f"--gradient_cache_chunk_size is {self.gradient_cache_chunk_size}; give 1 row or more")
+        if self.kept_views < 0 or (self.kept_views and not self.keep_states):
+            raise ValueError(f"--kept_views is {self.kept_views}; give 1 view or more, with --keep_states")
+        if self.head_start_regularization is not None and not (
+            self.head_start_regularization > 0 and self.head_start != "none"
+        ):
+            raise ValueError(
+                f"--head_start_regularization is {self.head_start_regularization}; give more than 0, with --head_start"
+            )
+        if self.caption_bank_size < 0:
+            raise ValueError(f"--caption_bank_size is {self.caption_bank_size}; give 0 or more")
         if self.hardest_warmup_steps < 0:
             raise ValueError(f"--hardest_warmup_steps is {self.hardest_warmup_steps}; give 0 or more")
         if self.five_fold and self.compare_with_baselines:

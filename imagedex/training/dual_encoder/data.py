@@ -8,12 +8,14 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from imagedex.corpora.arguments import DataArguments
-from imagedex.corpora.splits import RetrievalSplits, flatten_captions, gallery_rows
+from imagedex.corpora.splits import RetrievalSplits, flatten_captions, gallery_rows, hash_fraction
 from imagedex.modeling.processing_retrieval import RetrievalProcessor
 from imagedex.training.augmentation import build_augmentation
 from imagedex.training.dual_encoder.arguments import XMatchingTrainingArguments
+from imagedex.training.dual_encoder.head_start import HeadStart, start_heads
 from imagedex.training.dual_encoder.streaming import CaptionStream
-from imagedex.training.pictures import KeptStates, Pictures, stacked
+from imagedex.training.kept import Keeper, KeptStates, token_keys
+from imagedex.training.pictures import Pictures, stacked
 from imagedex.training.run import check_folds
 from imagedex.training.texts import token_table
 
@@ -32,23 +34,34 @@ def token_rows(captions: Dataset) -> Dataset:
     return captions.remove_columns(["image_row", "image_id"])
 
 
-def keep_frozen_states(model, texts, pictures, collator, args):
+def keep_frozen_states(model, texts, pictures, collator, args, together: bool = False):
     """(texts, pictures), each replaced by its kept states where the model's tower is frozen.
 
-    An epoch then costs the heads (and the other tower) alone. Pictures that are augmented change from epoch to epoch and
-    are not kept.
+    An epoch then costs the heads (and the other tower) alone. Pictures that are augmented change from epoch to epoch; they are
+    kept where `kept_views` says how many views of each.
+
+    Args: together, see `Keeper.keep`.
     """
-    device = args.device
+    device, config = args.device, model.config
     model.to(device).eval()
 
-    def pool_with(method):
-        return lambda batch: method(**{name: value.to(device) for name, value in batch.items()})[1]
+    def keeper(name, tower, pool_method, settings):
+        def pool(batch):
+            return pool_method(**{key: value.to(device) for key, value in batch.items()})[1]
 
-    options = (collator, args.per_device_eval_batch_size, args.dataloader_num_workers)
-    if model.config.freeze_text_tower:
-        texts = KeptStates(texts, "text_states", pool_with(model.pool_text), *options)
-    if model.config.freeze_vision_tower and pictures.augment is None:
-        pictures = KeptStates(pictures, "image_states", pool_with(model.pool_image), *options)
+        options = args.keep_dir, args.per_device_eval_batch_size, args.dataloader_num_workers
+        return Keeper(name, tower, pool, collator, settings, *options)
+
+    if config.freeze_text_tower:
+        settings = [config.text_pooling, config.text_pooling_layers]
+        keep = keeper("text_states", model.text_model, model.pool_text, settings).keep
+        texts = keep(texts, token_keys(texts), together=together)
+    views = None if pictures.augment is None else args.kept_views
+    if config.freeze_vision_tower and views != 0:
+        keep = keeper(
+            "image_states", model.vision_model, model.pool_image, [config.vision_pooling, *pictures.settings]
+        ).keep
+        pictures = keep(pictures, pictures.keys(), views, together)
     return texts, pictures
 
 
@@ -74,8 +87,10 @@ class CaptionPairs(torch.utils.data.Dataset):
     Args: texts and pictures, rows of model inputs; image_rows (captions,), the picture of each caption.
     """
 
-    def __init__(self, texts: Dataset | KeptStates, pictures: Pictures | KeptStates, image_rows):
+    def __init__(self, texts: Dataset | KeptStates, pictures: Pictures | KeptStates, image_rows, banked=()):
+        """Args: banked, captions for the bank that is kept with the model."""
         self.texts, self.pictures, self.image_rows = texts, pictures, np.asarray(image_rows)
+        self.banked = list(banked)
 
     def __len__(self):
         return len(self.texts)
@@ -83,6 +98,16 @@ class CaptionPairs(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         row = int(self.image_rows[index])
         return self.texts[index] | self.pictures[row] | {"image_ids": row}
+
+
+def bank_rows(tokens: Dataset, size: int) -> list[int]:
+    """At most `size` captions, chosen by a hash of what they say and of which picture: the same ones whatever else is trained."""
+    rows = range(len(tokens))
+    if len(rows) > size:
+        named = zip(tokens["image_id"], tokens["input_ids"], strict=True)
+        places = [hash_fraction("bank", image_id, *ids) for image_id, ids in named]
+        rows = sorted(sorted(rows, key=places.__getitem__)[:size])
+    return list(rows)
 
 
 @dataclass
@@ -128,7 +153,8 @@ class DualEncoderRows:
         tokens = self.tokens(train)
         if not args.shuffle_every_epoch:
             tokens = tokens.shuffle(seed=args.seed)
-        return CaptionPairs(*self.inputs(tokens, train, augment), tokens["image_row"])
+        banked = bank_rows(tokens, args.caption_bank_size)
+        return CaptionPairs(*self.inputs(tokens, train, augment), tokens["image_row"], banked)
 
     def evaluation(self) -> RetrievalEvaluation:
         """The captions that are asked, and the gallery. Raises `UserError` where it cannot be cut into folds."""
@@ -143,5 +169,20 @@ class DualEncoderRows:
     def inputs(self, tokens: Dataset, pictures: Dataset, augment=None):
         """What the model takes of each caption, and of each picture."""
         keep = self.data.keep_pixels, self.data.preprocessing_num_workers
-        rows = token_rows(tokens), Pictures(pictures, self.processor.image_processor, *keep, augment)
-        return keep_frozen_states(self.model, *rows, self.collator, self.args) if self.args.keep_states else rows
+        return token_rows(tokens), Pictures(pictures, self.processor.image_processor, *keep, augment)
+
+    def keep_states(self, *parts: CaptionPairs | RetrievalEvaluation | None) -> None:
+        """Of frozen towers, where that is asked for. All processes call this together: they share the work."""
+        for part in parts:
+            if self.args.keep_states and part is not None:
+                part.texts, part.pictures = keep_frozen_states(
+                    self.model, part.texts, part.pictures, self.collator, self.args, together=True
+                )
+
+    def start_heads(self, train: CaptionPairs | None) -> HeadStart | None:
+        """Puts heads in closed form into the model, where that is asked for. A run that goes on does it, too: its checkpoint has
+        the sizes that were chosen then, and the choice is the same."""
+        if self.args.head_start == "none" or train is None:
+            return None
+        image_ids, strength = self.splits.train["image_id"][:], self.args.head_start_regularization
+        return start_heads(self.model, train, image_ids, self.args.head_start, strength)

@@ -31,6 +31,7 @@ def check_streaming(data: DataArguments, args) -> None:
         return
     refused = {
         "keep_pixels": data.keep_pixels and "keeps the pixels of a corpus of known size",
+        "head_start": args.head_start != "none" and "is fitted to the kept states of a corpus of known size",
         "keep_states": args.keep_states and "keeps the states of a corpus of known size",
         "held_out_captions_per_image": data.held_out_captions_per_image and "needs the whole corpus to hold out from",
         "held_out_images": data.held_out_images and "needs the whole corpus to hold out from",

@@ -1,38 +1,102 @@
 """Trainer of the dual encoder: a learning rate a tower, and evaluation as retrieval."""
 
 import functools
+import json
 import logging
 import math
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from transformers import Trainer
 from transformers.trainer_utils import speed_metrics
 
 from imagedex.errors import UserError
-from imagedex.evaluation.exact import retrieval_metrics, top_k
+from imagedex.evaluation.exact import retrieval_metrics, top_k, with_bias
+from imagedex.files import write_atomically
+from imagedex.modeling.caption_bank import FILE as CAPTION_BANK
+from imagedex.modeling.caption_bank import CaptionBank
 from imagedex.modeling.sentence_transformers_files import FILES
 from imagedex.training.dual_encoder.data import RetrievalEvaluation
 from imagedex.training.dual_encoder.gradient_cache import batch_statistics, cached_step
+from imagedex.training.dual_encoder.head_start import HeadStart
 from imagedex.training.dual_encoder.streaming import CaptionStream
 from imagedex.training.trainer_parts import TowerTrainerMixin
 
 logger = logging.getLogger(__name__)
+
+HEAD_START, START_RESULTS = (
+    "head_start.json",
+    "start_results.json",
+)  # what was chosen, and how good it is before any step
+TOWERS = ("text_model.", "vision_model.")
 
 
 class XMatchingTrainer(TowerTrainerMixin, Trainer):
     """`eval_dataset` is a `RetrievalEvaluation`; metrics are every caption against the whole gallery, both directions."""
 
     batch_statistics_said = False
-    travelling = (*TowerTrainerMixin.travelling, *FILES)
+    travelling = (*TowerTrainerMixin.travelling, *FILES, CAPTION_BANK)
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, head_start: HeadStart | None = None, **kwargs):
+        """Args: head_start, what is known of heads in closed form that the model starts with; None: it has others."""
         super().__init__(*args, **kwargs)
+        self.head_start = head_start
         if self.args.gradient_cache_chunk_size and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise UserError(
                 "--gradient_cache_chunk_size works on one device and with DDP, not with FSDP or DeepSpeed; leave it out, "
                 "or launch with accelerate_configs/multi_gpu.yaml"
             )
+
+    def train(self, *args, **kwargs):
+        """As Trainer; says at the end what of a stream was left out."""
+        result = super().train(*args, **kwargs) if self.head_start is None else self.train_from(*args, **kwargs)
+        if isinstance(self.train_dataset, CaptionStream):
+            self.train_dataset.report()
+        return result
+
+    def train_from(self, *args, **kwargs):
+        """Trains from heads in closed form: they are judged, too, and training must not end below them."""
+        self.write_beside(HEAD_START, asdict(self.head_start))
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.args.eval_strategy == "no" or self.eval_dataset is None or sharded:
+            return super().train(*args, **kwargs)
+        start = self.evaluate(metric_key_prefix="start")
+        self.write_beside(START_RESULTS, start)
+        before = {name: value.clone() for name, value in self.model.state_dict().items() if not name.startswith(TOWERS)}
+        result = super().train(*args, **kwargs)
+        end = self.evaluate(metric_key_prefix="end")
+        if end["end_mrr"] < start["start_mrr"]:
+            found = f"MRR {end['end_mrr']:.3f} at the end, {start['start_mrr']:.3f} at the closed-form start"
+            if self.args.load_best_model_at_end:
+                self.model.load_state_dict(before, strict=False)
+                logger.warning("%s: the start is the best model, and is kept", found)
+            else:
+                logger.warning(
+                    "%s: lower --learning_rate, or give --load_best_model_at_end true to keep the start", found
+                )
+        return result
+
+    def write_beside(self, name: str, content: dict) -> None:
+        """JSON, into the output folder."""
+        if self.is_world_process_zero():
+            write_atomically(Path(self.args.output_dir) / name, json.dumps(content, indent=2) + "\n")
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """As Trainer; what is saved at the end, and not as a checkpoint on the way, gets its bank of training captions."""
+        if output_dir is None and self.args.do_train:
+            self.make_caption_bank()
+        super().save_model(output_dir, _internal_call)
+
+    def make_caption_bank(self) -> None:
+        """Vectors of some training captions, by which the model tells hubs; see `CaptionBank`."""
+        rows = getattr(self.train_dataset, "banked", ())
+        core = self.accelerator.unwrap_model(self.model)
+        core.caption_bank = None
+        if rows:
+            texts = torch.utils.data.Subset(self.train_dataset.texts, rows)
+            core.caption_bank = CaptionBank(self.embed(texts, "text_embeds", "Encoding the bank of captions"))
 
     def get_train_dataloader(self):
         """As Trainer; a stream brings its own, since its rows are this process's already."""
@@ -123,17 +187,26 @@ class XMatchingTrainer(TowerTrainerMixin, Trainer):
 
     def found(self, k: int, image_ids: list[str]) -> tuple[list[list[float]], list[list[str]]]:
         """The k best pictures for each caption that is asked: their scores, descending, and their names."""
-        scores, rows = top_k(*self.embed_both(self.eval_dataset), k)
+        text_embeds, image_embeds = self.embed_both(self.eval_dataset)
+        bank = self.accelerator.unwrap_model(self.model).caption_bank
+        bias = None if bank is None else bank.bias(image_embeds)
+        scores, rows = top_k(*with_bias(text_embeds, image_embeds, bias), k)
         return scores.tolist(), [[image_ids[row] for row in best] for best in rows.tolist()]
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Hits@1/5/10, MRR and median rank of every caption against the gallery (with `five_fold`, the mean over its fifths,
+        """Hits@1/5/10, MRR and median rank of every caption against the gallery, by cosines less each picture's bias once the
+        model has its bank of captions (then `cosine_...` are by cosines alone; with `five_fold`, the mean over its fifths,
         each against its own pictures), the same for pictures asking captions
         (`image_to_text_...`), the loss over the captions, and how many captions and pictures that was."""
         started = time.time()
         evaluation = self.eval_dataset if eval_dataset is None else eval_dataset
         text_embeds, image_embeds = self.embed_both(evaluation)
-        metrics = retrieval_metrics(text_embeds, image_embeds, evaluation.targets, five_fold=self.args.five_fold)
+        bank, options = self.accelerator.unwrap_model(self.model).caption_bank, {"five_fold": self.args.five_fold}
+        bias = None if bank is None else bank.bias(image_embeds)
+        metrics = retrieval_metrics(text_embeds, image_embeds, evaluation.targets, bias=bias, **options)
+        if bank is not None:  # what the bias does is said beside it
+            plain = retrieval_metrics(text_embeds, image_embeds, evaluation.targets, both_directions=False, **options)
+            metrics |= {f"cosine_{name}": value for name, value in plain.items() if name != "gallery_size"}
         metrics |= {"folds": 5} if self.args.five_fold else {}
         metrics |= {"loss": self.loss_over(text_embeds, image_embeds, evaluation.targets), "queries": len(evaluation)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}

@@ -12,7 +12,8 @@ from datasets import Dataset
 
 from imagedex.corpora import flatten_captions
 from imagedex.training.generative.caption_augmentation import CaptionAugmentationArguments
-from imagedex.training.pictures import KeptStates, stacked
+from imagedex.training.kept import Keeper
+from imagedex.training.pictures import stacked
 from imagedex.training.texts import token_table
 
 IDENTIFIER_PROMPT = "identifier: "  # before an identifier that is read instead of written (DSI's second direction)
@@ -167,10 +168,13 @@ def keep_vision_states(model, pictures, collator, args):
     if pictures.augment is not None or not model.vision_is_frozen:
         return pictures
     model.to(args.device).eval()
-    options = (collator, args.per_device_eval_batch_size, args.dataloader_num_workers)
-    return KeptStates(
-        pictures, "image_states", lambda batch: model.vision_states(batch["pixel_values"].to(args.device)), *options
-    )
+
+    def pool(batch):
+        return model.vision_states(batch["pixel_values"].to(args.device))
+
+    options = args.keep_dir, args.per_device_eval_batch_size, args.dataloader_num_workers
+    keeper = Keeper("image_states", model.vision_model, pool, collator, ["all states", *pictures.settings], *options)
+    return keeper.keep(pictures, pictures.keys())
 
 
 @dataclass

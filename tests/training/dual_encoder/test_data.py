@@ -80,7 +80,9 @@ def test_one_side_alone_is_a_batch(corpus, tokenizer):
 
 
 @pytest.mark.parametrize(("freeze_text", "freeze_vision"), [(True, True), (True, False), (False, True)])
-def test_kept_states_change_no_embedding(corpus, tokenizer, text_config, vision_config, freeze_text, freeze_vision):
+def test_kept_states_change_no_embedding(
+    corpus, tokenizer, text_config, vision_config, freeze_text, freeze_vision, tmp_path
+):
     image_processor = PROCESSORS["squashed"]()
     model = XMatchingModel(
         XMatchingConfig(
@@ -96,7 +98,9 @@ def test_kept_states_change_no_embedding(corpus, tokenizer, text_config, vision_
     )
     collate, tokens = Collator(tokenizer), tokenize_captions(corpus, SentenceProcessor(tokenizer))
     rows = token_rows(tokens), Pictures(corpus, image_processor)
-    args = SimpleNamespace(device="cpu", per_device_eval_batch_size=5, dataloader_num_workers=0)
+    args = SimpleNamespace(
+        device="cpu", per_device_eval_batch_size=5, dataloader_num_workers=0, keep_dir=str(tmp_path), kept_views=0
+    )
     kept = keep_frozen_states(model, *rows, collate, args)
     fresh, stored = (CaptionPairs(*pair, tokens["image_row"]) for pair in (rows, kept))
     picked = [3, 17, 40, 8]

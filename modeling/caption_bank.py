@@ -1,0 +1,99 @@
+"""A bank of training captions' vectors, kept with a dual encoder: it tells which pictures are near to every sentence.
+
+Such pictures, hubs, push the right ones down, and trained pictures push new ones down. Each picture gets a bias, its mean cosine
+with the captions of the bank that are nearest to it, which is taken off its scores:
+
+    score(sentence, picture) = cosine(sentence, picture) - 1/2 mean of the k largest cosine(caption of the bank, picture)
+
+This is half of CSLS (1710.04087), without its term for the sentence, which is the same for every picture. A bias is known before
+any sentence is asked, so it costs nothing at query time (querybank normalisation, 2112.12777), and a picture's bias does not
+depend on the other pictures.
+"""
+
+import hashlib
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch.nn import functional as F
+from transformers.utils import cached_file
+
+from .saved_files import hub_options, replace_file
+
+FILE = "caption_bank.safetensors"
+_BLOCK = 2**22  # cosines held at once
+
+
+class CaptionBank:
+    """
+    Args:
+        vectors: (captions, D), of length 1; kept as float16.
+        neighbours: how many captions, the nearest, make a picture's bias.
+    """
+
+    def __init__(self, vectors: torch.Tensor, neighbours: int = 5):
+        if vectors.ndim != 2 or len(vectors) == 0 or neighbours < 1:
+            raise ValueError(f"a bank of {tuple(vectors.shape)} vectors and {neighbours} neighbours makes no bias")
+        self.vectors = vectors.detach().to("cpu", torch.float16).contiguous()
+        self.neighbours = min(neighbours, len(vectors))
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.blake2b(self.vectors.numpy().tobytes() + bytes([self.neighbours]), digest_size=16).hexdigest()
+
+    def bias(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        """(N, D) unit vectors -> (N,) float32 biases, in units of cosine, where the vectors are."""
+        bank = F.normalize(self.vectors.to(image_embeds.device, torch.float32), dim=-1)
+        blocks = image_embeds.float().split(max(1, _BLOCK // len(bank)))
+        means = [(block @ bank.T).topk(self.neighbours, dim=1).values.mean(1) for block in blocks]
+        return torch.cat(means) / 2
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        content = safetensors.torch.save({"vectors": self.vectors}, {"neighbours": str(self.neighbours)})
+        replace_file(Path(folder, FILE), content)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: Path | str, **hub_kwargs) -> "CaptionBank | None":
+        """The bank in a folder or a Hub model; None where there is none. Raises a `ValueError` for a broken one."""
+        options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        path = cached_file(str(name_or_path), FILE, **options, **hub_kwargs)
+        if path is None:
+            return None
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                return cls(file.get_tensor("vectors"), int(file.metadata()["neighbours"]))
+        except (safetensors.SafetensorError, KeyError, TypeError) as error:
+            raise ValueError(f"{FILE} in {name_or_path} is broken: {error}") from error
+
+
+class CaptionBankMixin:
+    """For a PreTrainedModel with `get_text_features` and `get_image_features`: its bank is saved and loaded with it."""
+
+    caption_bank: CaptionBank | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As transformers', and the bank beside the weights, where there is one."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, options = loaded[0] if isinstance(loaded, tuple) else loaded, hub_options(kwargs)
+        if getattr(model.config, "_commit_hash", None):
+            options["revision"] = model.config._commit_hash
+        model.caption_bank = CaptionBank.from_pretrained(pretrained_model_name_or_path, **options)
+        return loaded
+
+    def save_pretrained(self, save_directory, *args, is_main_process: bool = True, **kwargs):
+        """As transformers', and the bank beside the weights."""
+        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+        if is_main_process and self.caption_bank is not None:
+            self.caption_bank.save_pretrained(save_directory)
+
+    def search_scores(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+        """(Q, D) and (N, D) unit vectors -> (Q, N), what the pictures are ranked by: cosines less each picture's bias; of a model
+        without a bank the cosines themselves."""
+        cosines = text_embeds @ image_embeds.T
+        return (
+            cosines if self.caption_bank is None else cosines - self.caption_bank.bias(image_embeds).to(cosines.dtype)
+        )

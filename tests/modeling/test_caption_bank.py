@@ -1,0 +1,91 @@
+"""The bank against hubs: the bias of a plain loop, half of CSLS, kept and found beside the weights; it takes hubs down."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModel
+
+import imagedex.modeling  # noqa: F401  the Auto classes know the model
+from imagedex.configuration.configuration_xmatching import XMatchingConfig
+from imagedex.modeling import caption_bank
+from imagedex.modeling.caption_bank import FILE, CaptionBank
+from imagedex.modeling.modeling_xmatching import XMatchingModel
+
+
+def unit(rows, width, seed=0):
+    return F.normalize(torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+@pytest.mark.parametrize("neighbours", [1, 5, 100])
+def test_the_bias_is_that_of_a_plain_loop(neighbours, monkeypatch):
+    monkeypatch.setattr(caption_bank, "_BLOCK", 90)  # several blocks
+    bank, pictures = CaptionBank(unit(40, 6), neighbours), unit(23, 6, 1)
+    kept = bank.vectors.double().numpy()
+    kept /= np.linalg.norm(kept, axis=1, keepdims=True)
+    for picture, found in zip(pictures.double().numpy(), bank.bias(pictures), strict=True):
+        nearest = sorted((float(picture @ caption) for caption in kept), reverse=True)[:neighbours]
+        assert found == pytest.approx(sum(nearest) / len(nearest) / 2, abs=1e-6)
+
+
+def test_ranking_by_scores_is_ranking_by_csls():
+    """CSLS = 2 cos - r(sentence) - r(picture): the sentence's term is the same for each of its pictures."""
+    sentences, pictures, captions = unit(30, 8, 2), unit(50, 8, 3), unit(200, 8, 4).half().float()
+    bank = CaptionBank(captions, 7)
+    model = tiny()
+    model.caption_bank = bank
+    scores = model.search_scores(sentences, pictures)
+    cosines = sentences @ pictures.T
+    torch.testing.assert_close(scores, cosines - bank.bias(pictures))
+    of_pictures = (pictures @ F.normalize(captions, dim=1).T).topk(7).values.mean(1)
+    of_sentences = (sentences @ pictures.T).topk(7).values.mean(1)
+    csls = 2 * cosines - of_sentences[:, None] - of_pictures
+    torch.testing.assert_close(scores.argsort(1, descending=True), csls.argsort(1, descending=True))
+    model.caption_bank = None
+    assert torch.equal(model.search_scores(sentences, pictures), cosines)
+
+
+def test_a_hub_goes_down_and_other_pictures_do_not_matter():
+    captions = unit(300, 16, 5)
+    hub = F.normalize(captions.mean(0, keepdim=True) + 0.05 * unit(1, 16, 6), dim=1)
+    pictures = torch.cat([unit(40, 16, 7), hub])
+    bank = CaptionBank(captions)
+    bias = bank.bias(pictures)
+    torch.testing.assert_close(bank.bias(pictures[[3, 40]]), bias[[3, 40]])
+    near = F.normalize(captions[:1] + 0.3 * unit(1, 16, 8), dim=1)  # a picture that shows the first caption
+    assert bank.bias(near) > bias.median()  # of its own captions a picture pays, too: all are measured alike
+
+
+def tiny():
+    torch.manual_seed(0)
+    text = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8,
+            "vocab_size": 20}  # fmt: skip
+    vision = {"model_type": "convnext", "hidden_sizes": [4, 8], "depths": [1, 1], "num_stages": 2}
+    return XMatchingModel(XMatchingConfig(text_config=text, vision_config=vision, projection_dim=8))
+
+
+def test_it_is_kept_and_found_beside_the_weights(tmp_path):
+    model = tiny()
+    model.save_pretrained(tmp_path / "without")
+    assert not (tmp_path / "without" / FILE).exists()
+    assert XMatchingModel.from_pretrained(tmp_path / "without").caption_bank is None
+    model.caption_bank = CaptionBank(unit(9, 8), 3)
+    model.save_pretrained(tmp_path / "with")
+    for found in (
+        XMatchingModel.from_pretrained(tmp_path / "with"),
+        AutoModel.from_pretrained(tmp_path / "with"),
+        XMatchingModel.from_pretrained(tmp_path / "with", output_loading_info=True)[0],
+    ):
+        assert torch.equal(found.caption_bank.vectors, model.caption_bank.vectors)
+        assert found.caption_bank.neighbours == 3
+        assert found.caption_bank.fingerprint == model.caption_bank.fingerprint
+    assert CaptionBank(unit(9, 8), 4).fingerprint != model.caption_bank.fingerprint
+    (tmp_path / "with" / FILE).write_bytes(b"broken")
+    with pytest.raises(ValueError, match="is broken"):
+        XMatchingModel.from_pretrained(tmp_path / "with")
+
+
+def test_what_makes_no_bias():
+    for vectors, neighbours in ((torch.empty(0, 4), 5), (torch.ones(4), 5), (unit(3, 4), 0)):
+        with pytest.raises(ValueError, match="makes no bias"):
+            CaptionBank(vectors, neighbours)
