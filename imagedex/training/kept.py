@@ -118,8 +118,8 @@ class Keeper:
 
     def say(self, rows, keys: np.ndarray) -> None:
         """How much will be written, before it is; and whether there is room."""
-        missing = self.store.missing(keys)
-        there = f"{len(keys) - len(missing):,} of {len(keys):,} {self.name.replace('_', ' ')} are kept in {self.store.folder}"
+        missing, different = self.store.missing(keys), len(np.unique(keys, axis=0))
+        there = f"{different - len(missing):,} of {different:,} {self.name.replace('_', ' ')} are kept in {self.store.folder}"
         if not len(missing):
             logger.info(there)
             return
