@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 from imagedex.encoding.vectors import encode_texts
 from imagedex.errors import UserError
 from imagedex.evaluation.exact import BLOCK_SCORES, similarity
+from imagedex.evaluation.intervals import intervals
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_scores, summarize_ranks
 
 _WORD = re.compile(r"\w+")
@@ -156,7 +157,7 @@ def baseline_rows(
             with BM25 and -infinity with caption vectors.
 
     Returns:
-        row name -> `hits@k`, `mrr`, `median_rank`, `gallery_size`; names "BM25" and "caption vectors".
+        row name -> `hits@k`, `mrr`, their intervals, `median_rank`, `gallery_size`; names "BM25" and "caption vectors".
 
     Raises:
         ValueError: no queries, or a query whose picture is not in the gallery.
@@ -174,8 +175,8 @@ def baseline_rows(
     targets = np.array([row_of[image_id] for _, image_id in queries])
 
     def figures(blocks: Iterator[tuple[slice, np.ndarray]]) -> dict[str, float]:
-        ranks = [rank_from_scores(scores, targets[rows]) for rows, scores in blocks]
-        return summarize_ranks(np.concatenate(ranks), ks=ks) | {"gallery_size": len(image_ids)}
+        ranks = np.concatenate([rank_from_scores(scores, targets[rows]) for rows, scores in blocks])
+        return summarize_ranks(ranks, ks=ks) | intervals((ranks, targets), ks=ks) | {"gallery_size": len(image_ids)}
 
     blocks = _slices(len(queries), max(1, block_scores // len(image_ids)))
     bm25 = BM25(words(" ".join(own)) for own in captions)

@@ -93,6 +93,15 @@ def test_the_table():
     ]
 
 
+def test_intervals_stand_beside_their_figures():
+    rows = {"a": {"hits@1": 0.5, "hits@1_low": 0.4449, "hits@1_high": 0.5551}, "b": {"hits@1": 0.125}}
+    assert table(rows, {"hits@1": "Hits@1"}).splitlines() == [
+        "                 Hits@1",
+        "a  0.500 (0.44 to 0.56)",
+        "b                 0.125",
+    ]
+
+
 def test_trained_and_added_pictures_are_judged_apart():
     ranks = {"old": [1, 2, math.inf], "new": [4, math.inf]}
     rankings = [Ranking("q", [], [], target, rank) for target, own in ranks.items() for rank in own]
