@@ -16,6 +16,7 @@ import torch
 from imagedex.evaluation.intervals import intervals
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_scores, summarize_ranks
 
+OTHER_GALLERIES = ("new_", "whole_")  # how figures begin that are not of the gallery a run is judged by
 BLOCK_SCORES = 2**24  # float32 scores held at once: 64 MiB
 _PRODUCT_SCORES = 2**22  # float64 scores of one matrix product: 32 MiB
 _LOW_32 = 0xFFFFFFFF
@@ -194,6 +195,13 @@ def metrics_by_gallery(
         figures |= {prefix + name: value for name, value in own.items()}
         options = options | {"both_directions": False}
     return figures
+
+
+def figures_within(figures: Mapping, prefix: str) -> dict:
+    """Of what `metrics_by_gallery` gives the figures of one gallery, by their plain names."""
+    if prefix:
+        return {name.removeprefix(prefix): value for name, value in figures.items() if name.startswith(prefix)}
+    return {name: value for name, value in figures.items() if not name.startswith(OTHER_GALLERIES)}
 
 
 def split_folds(target_rows, gallery_size: int, folds: int) -> list[tuple[int, int, np.ndarray]]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -262,7 +263,9 @@ def test_several_models_are_compared(models, ask, tiny_xmatching, queries, galle
     kept = [*(out / "xmatching" / "index").iterdir(), *(xmatching / f for f in ("model.safetensors", "tokenizer.json"))]
     assert record["models"]["xmatching"]["bytes"] == sum(path.stat().st_size for path in kept)
 
-    lines = [line.split() for line in shown.splitlines()]
+    low, high = (record["models"]["codebook_t5"][f"mrr_{end}"] for end in ("low", "high"))
+    assert f"({low:.2f} to {high:.2f})" in shown
+    lines = [re.sub(r" \([\d.]+ to [\d.]+\)", "", line).split() for line in shown.splitlines()]
     head = next(number for number, line in enumerate(lines) if line[:2] == ["model", "identifiers"])
     table = lines[head + 1 : head + 5]
     assert [line[0] for line in table] == ["xmatching", "codebook_t5", "t5", "BM25"]

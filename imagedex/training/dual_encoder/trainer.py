@@ -10,7 +10,7 @@ from transformers import Trainer
 from transformers.trainer_utils import speed_metrics
 
 from imagedex.errors import UserError
-from imagedex.evaluation.exact import retrieval_metrics, top_k
+from imagedex.evaluation.exact import metrics_by_gallery, top_k
 from imagedex.modeling.sentence_transformers_files import FILES
 from imagedex.training.dual_encoder.data import RetrievalEvaluation
 from imagedex.training.dual_encoder.gradient_cache import batch_statistics, cached_step
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class XMatchingTrainer(TowerTrainerMixin, Trainer):
-    """`eval_dataset` is a `RetrievalEvaluation`; metrics are every caption against the whole gallery, both directions."""
+    """`eval_dataset` is a `RetrievalEvaluation`; metrics are every caption against the gallery, both directions."""
 
     batch_statistics_said = False
     travelling = (*TowerTrainerMixin.travelling, *FILES)
@@ -123,17 +123,21 @@ class XMatchingTrainer(TowerTrainerMixin, Trainer):
 
     def found(self, k: int, image_ids: list[str]) -> tuple[list[list[float]], list[list[str]]]:
         """The k best pictures for each caption that is asked: their scores, descending, and their names."""
-        scores, rows = top_k(*self.embed_both(self.eval_dataset), k)
+        scores, rows = top_k(*self.embed_both(self.eval_dataset.named()), k)
         return scores.tolist(), [[image_ids[row] for row in best] for best in rows.tolist()]
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Hits@1/5/10, MRR and median rank of every caption against the gallery (with `five_fold`, the mean over its fifths,
-        each against its own pictures), the same for pictures asking captions
-        (`image_to_text_...`), the loss over the captions, and how many captions and pictures that was."""
+        each against its own pictures), the same for pictures asking captions (`image_to_text_...`), the loss over the
+        captions, and how many captions and pictures that was. When no training is under way also the figures' intervals, and
+        the figures in the other galleries, from the same embeddings."""
         started = time.time()
         evaluation = self.eval_dataset if eval_dataset is None else eval_dataset
+        if self.is_in_train:
+            evaluation = evaluation.named()
         text_embeds, image_embeds = self.embed_both(evaluation)
-        metrics = retrieval_metrics(text_embeds, image_embeds, evaluation.targets, five_fold=self.args.five_fold)
+        options = {"five_fold": self.args.five_fold, "with_intervals": not self.is_in_train}
+        metrics = metrics_by_gallery(text_embeds, image_embeds, evaluation.targets, evaluation.galleries, **options)
         metrics |= {"folds": 5} if self.args.five_fold else {}
         metrics |= {"loss": self.loss_over(text_embeds, image_embeds, evaluation.targets), "queries": len(evaluation)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
