@@ -63,13 +63,18 @@ def main(argv=None, prog=None):
     folders = {label: output_dir if alone else output_dir / comparison.folder_of(label) for label in labels}
     opened = {label: opener.open(label, name, folders[label]) for label, name in labels.items()}
     answering.begin(output_dir, arguments)
+    models = {label: [source for source, _ in part.kept] for label, part in opened.items()}
+    trained = comparison.possibly_trained_queries(models, queries, args.queries, args.dataset_name, gallery)
 
     # each model answers; then all of them on one table and one sheet
     if len(gallery) < args.top_k:
         logger.warning(
             "the gallery has %d pictures, so rankings have %d places, not %d", len(gallery), len(gallery), args.top_k
         )
-    answers = [answering.answer(part, queries, args, folders[label], alone) for label, part in opened.items()]
+    answers = [
+        answering.answer(part, queries, args, folders[label], alone, trained.get(label))
+        for label, part in opened.items()
+    ]
     written = [path for one in answers for path in one.written]
     if not alone:
         written.append(answering.compare(answers, args, queries, gallery, output_dir))

@@ -40,6 +40,7 @@ def main(argv=None, prog=None):
     life = run.Run(args, model_args, xmatching_args, data_args)
     if life.finished:
         return results.say_again(life)
+    results.check_compared(args.compare_with_model)
 
     # corpus -> splits
     with args.main_process_first(desc="reading the corpus"):
@@ -56,25 +57,25 @@ def main(argv=None, prog=None):
     run.check_batches(args, model.config.loss_type, None if data_args.streaming else len(captions))
 
     # datasets.map -> batches
-    collator = Collator(processor.tokenizer)
-    rows = DualEncoderRows(splits, model, processor, collator, data_args, args)
+    rows = DualEncoderRows(splits, model, processor, Collator(processor.tokenizer), data_args, args)
     with args.main_process_first(desc="preprocessing"):
         train = rows.training() if args.do_train else None
         evaluation = rows.evaluation() if splits.evaluation is not None else None
     rows.keep_states(train, evaluation)
 
+    # before anything is written: an encoder may not fit
     facts = CardFacts.of(splits, data_args)
+    facts.baselines = results.measure_baselines(life, splits, text_tower, args.compare_with_model)
     trainer = XMatchingTrainer(
         model=model,
         args=args,
         train_dataset=train,
         eval_dataset=evaluation,
-        data_collator=collator,
+        data_collator=rows.collator,
         processing_class=processor,
         head_start=rows.start_heads(train),
         write_card=functools.partial(write_xmatching_card, facts=facts),
     )
-    facts.baselines = results.measure_baselines(life, splits, text_tower)  # before training: an encoder may not fit
     facts.metrics = life.carry_out(trainer)
     if args.do_predict and not life.has("rankings.jsonl"):
         results.write_predictions(trainer, splits)

@@ -40,8 +40,9 @@ ALTERNATIVES = {
     "image_size": ("image_processor_config",),
     "image_augmentation": ("keep_pixels",),
     "keep_pixels": ("image_augmentation",),
-    "five_fold": ("compare_with_baselines",),
+    "five_fold": ("compare_with_baselines", "compare_with_model"),
     "compare_with_baselines": ("five_fold",),
+    "compare_with_model": ("five_fold",),
     "streaming": NO_STREAM,
 }
 # What is said of something that gives way goes with it.

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from PIL import Image
+from transformers import AutoModel, AutoProcessor, BertConfig, BertModel
 
 import run_xmatching
 from imagedex import command_line
@@ -107,6 +108,63 @@ def test_five_folds_are_said_wherever_their_figures_are(arguments, tmp_path, mon
     assert "each against all 3 pictures of its fold (the gallery in 5 folds, figures averaged over them)" in card
 
 
+def cosines_of(folder, captions, pictures):
+    """(captions, pictures) through the model's own classes, one at a time."""
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        texts = [
+            model.get_text_features(**processor.tokenizer([c], return_tensors="pt")).pooler_output for c in captions
+        ]
+        pixels = [processor.image_processor(images=Image.open(path), return_tensors="pt") for path in pictures]
+        images = [model.get_image_features(**batch).pooler_output for batch in pixels]
+    unit = [torch.nn.functional.normalize(torch.cat(vectors).double(), dim=1) for vectors in (texts, images)]
+    return (unit[0] @ unit[1].T).numpy()
+
+
+def test_new_pictures_beside_a_ready_made_model(arguments, flickr_folder, tiny_clip, tmp_path, monkeypatch, capfd):
+    """Both galleries, for the model and for a CLIP, in results, table and card."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    flags = ["--held_out_captions_per_image", 0, "--held_out_images", 0.4, "--eval_gallery", "held_out"]
+    flags += ["--compare_with_model", tiny_clip, "--compare_with_baselines", "--num_train_epochs", 1]
+    flags += ["--eval_strategy", "epoch"]
+    run_xmatching.main(list(map(str, [*arguments, *flags])))
+    shown, out = capfd.readouterr().out, tmp_path / "out"
+    results = json.loads((out / "eval_results.json").read_text())
+    rows = json.loads((out / "baselines.json").read_text())
+    with open(out / "eval_queries.csv", newline="") as file:
+        asked = [(row["caption"], row["image"]) for row in csv.DictReader(file)]
+    new = sorted({image for _, image in asked})
+    assert (results["eval_gallery_size"], results["eval_whole_gallery_size"]) == (len(new), 12)
+    assert list(rows) == ["tiny_clip"] and "no picture that is asked for has a trained caption" in shown
+
+    names = sorted(path.name for path in (flickr_folder / "images").iterdir())
+    cosines = cosines_of(tiny_clip, [caption for caption, _ in asked], [flickr_folder / "images" / n for n in names])
+    for prefix, gallery in (("", new), ("whole_", names)):
+        found = cosines[:, [names.index(name) for name in gallery]]
+        own = cosines[range(len(asked)), [names.index(image) for _, image in asked]][:, None]
+        ranks = (found >= own - 1e-6).sum(1)
+        assert rows["tiny_clip"][f"{prefix}mrr"] == pytest.approx((1 / ranks).mean())
+        assert rows["tiny_clip"][f"{prefix}gallery_size"] == len(gallery)
+
+    assert f"{len(asked)} held-out captions, a gallery of {len(new)} pictures, the new ones alone" in shown
+    assert "the same captions, a gallery of 12 pictures, new and trained ones" in shown
+    card = (out / "README.md").read_text()
+    assert f"all {len(new)} pictures of the gallery, the new ones alone" in card
+    assert "The same captions against 12 pictures, new and trained ones:" in card
+    for text in (shown, card):
+        for figures in (results, rows["tiny_clip"]):
+            for prefix in ("", "whole_"):
+                value, low, high = (
+                    figures[f"{'eval_' * (figures is results)}{prefix}mrr{e}"] for e in ("", "_low", "_high")
+                )
+                assert f"{value:.3f} ({low:.2f} to {high:.2f})" in text
+
+    run_xmatching.main(list(map(str, [*arguments, *flags])))  # finished: the same tables from what was left
+    again = capfd.readouterr().out
+    assert again[again.index("held-out captions") :] == shown[shown.rindex("held-out captions") :]
+
+
 def test_help_explains_every_argument(launch):
     done = launch("run_xmatching.py", "--help")
     assert done.returncode == 0
@@ -158,6 +216,11 @@ def wrong_uses():
         "folds without captions": (
             None, ["--held_out_captions_per_image", 0, "--held_out_images", 0.2, "--five_fold"], "have no caption"),
         "folds beside baselines": (None, ["--five_fold", "--compare_with_baselines"], "--compare_with_baselines out"),
+        "folds beside a model": (None, ["--five_fold", "--compare_with_model", "x"], "--compare_with_model out"),
+        "no model to compare with": (None, ["--compare_with_model", "{}/nowhere"], "--compare_with_model"),
+        "no dual encoder to compare with": (other_model, ["--compare_with_model", "{}/bert"], "without get_text_features"),
+        "compared with one model twice": (
+            other_model, ["--compare_with_model", "{}/bert", "{}/bert"], "names bert twice"),
         "chunk of no rows": (None, ["--gradient_cache_chunk_size", 0], "give 1 row or more"),
         "batch larger than the corpus": (
             None, ["--loss_type", "paired_hinge", "--per_device_train_batch_size", 64], "do not fill one batch of 64"),

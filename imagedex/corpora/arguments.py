@@ -78,7 +78,9 @@ class DataArguments(CorpusArguments):
         "'shards/{00000..00009}.tar'; --dataset_name may then name a corpus to evaluate on."
     )
     eval_gallery: Literal["all", "held_out"] = argument(
-        "Search all pictures, or with held_out_images only those.", "all"
+        "With held_out_images: whether eval_hits@1 and the others are of all pictures or of the held-out ones alone. The last "
+        "evaluation gives both.",
+        "all",
     )
     streaming: bool = argument(
         "Train on tar shards in webdataset layout (000000.jpg with 000000.txt, a caption a line, or 000000.json, a caption "

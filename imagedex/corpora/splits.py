@@ -8,7 +8,7 @@ when the corpus grows.
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets
@@ -31,11 +31,21 @@ class RetrievalSplits:
         gallery: every picture that can be found in evaluation. Its captions are the trained ones only (none for a
             picture that was held out), so that an index over gallery captions never holds a query.
         evaluation: the queries: captions asked for, of pictures that are all in ``gallery``. None: nothing held out.
+        other_galleries: what else they are searched in. Where whole pictures are held out, the one that is not ``gallery``:
+            ``"new"``, the held-out pictures alone, or ``"whole"``, these and the trained ones.
     """
 
     train: Dataset
     gallery: Dataset
     evaluation: Dataset | None
+    other_galleries: dict[str, Dataset] = field(default_factory=dict)
+
+    def galleries(self) -> tuple[Dataset, dict[str, np.ndarray]]:
+        """(every picture that can be found, how figures begin -> the rows of it that are searched); ``gallery`` first, as
+        "", then the others, as ``new_`` or ``whole_``."""
+        named = {"": self.gallery} | {f"{name}_": rows for name, rows in self.other_galleries.items()}
+        pictures = max(named.values(), key=len)
+        return pictures, {prefix: gallery_rows(pictures, rows["image_id"][:]) for prefix, rows in named.items()}
 
 
 def hash_fraction(*parts: object) -> float:
@@ -67,7 +77,7 @@ def split_corpus(
         held_out_captions_per_image: captions of each picture kept for evaluation; all pictures stay trained.
         held_out_images: fraction, in (0, 1), of pictures none of whose captions is trained.
         split_seed: another seed, another membership.
-        eval_gallery: ``"all"`` pictures can be found, or only the ``"held_out"`` ones (which is easier).
+        eval_gallery: which is ``gallery``: ``"all"`` pictures, or the ``"held_out"`` ones alone (which is easier).
         max_train_samples: the first so many pictures are trained; the gallery keeps all.
         max_eval_samples: the first so many pictures are asked for; the gallery keeps all.
         eval_split: for a corpus with splits of its own, ``"validation"`` (default where there is one) or ``"test"``.
@@ -75,7 +85,7 @@ def split_corpus(
     Raises:
         UserError: flags that contradict each other or the corpus, or that hold out nothing.
     """
-    own = [name for name in corpus.splits if name != "train"]
+    own, others = [name for name in corpus.splits if name != "train"], {}
     _check_flags(own, held_out_captions_per_image, held_out_images, eval_gallery, eval_split)
     train = corpus.splits["train"]
     if own:
@@ -87,7 +97,9 @@ def split_corpus(
     elif held_out_captions_per_image:
         train, gallery, evaluation = _hold_out_captions(train, held_out_captions_per_image, split_seed)
     elif held_out_images:
-        train, gallery, evaluation = _hold_out_images(train, held_out_images, split_seed, eval_gallery)
+        train, whole, evaluation = _hold_out_images(train, held_out_images, split_seed)
+        new = with_captions(evaluation, [[]] * len(evaluation))
+        gallery, others = (new, {"whole": whole}) if eval_gallery == "held_out" else (whole, {"new": new})
     else:
         gallery, evaluation = train, None
     train = _first(_captioned(train), max_train_samples, "max_train_samples")
@@ -99,7 +111,7 @@ def split_corpus(
         len(gallery),
         len(evaluation) if evaluation is not None else 0,
     )
-    return RetrievalSplits(train, gallery, evaluation)
+    return RetrievalSplits(train, gallery, evaluation, others)
 
 
 def training_captions(splits: RetrievalSplits) -> list[str]:
@@ -191,9 +203,7 @@ def _hold_out_captions(pictures: Dataset, n_held_out: int, split_seed: int) -> t
     return train, train, with_captions(pictures, asked)
 
 
-def _hold_out_images(
-    pictures: Dataset, fraction: float, split_seed: int, eval_gallery: str
-) -> tuple[Dataset, Dataset, Dataset]:
+def _hold_out_images(pictures: Dataset, fraction: float, split_seed: int) -> tuple[Dataset, Dataset, Dataset]:
     held = [hash_fraction(split_seed, image_id) < fraction for image_id in pictures["image_id"]]
     if not any(held) or all(held):
         raise UserError(
@@ -204,8 +214,6 @@ def _hold_out_images(
     outside = [row for row, out in enumerate(held) if out]
     captions = pictures["captions"][:]
     gallery = with_captions(pictures, [[] if out else kept for out, kept in zip(held, captions, strict=True)])
-    if eval_gallery == "held_out":
-        gallery = gallery.select(outside)
     return pictures.select(inside), gallery, pictures.select(outside)
 
 

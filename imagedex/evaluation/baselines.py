@@ -1,7 +1,8 @@
-"""What a trained model has to beat, computed from the captions alone.
+"""What a trained model has to beat: what captions alone find, and a model that was not trained here.
 
 BM25 over the captions of each picture joined, and the mean of each picture's caption vectors under a text encoder.
-Neither sees a pixel. `baseline_rows` gives both rows for a set of queries, to be printed beside a model's figures.
+Neither sees a pixel. `baseline_rows` gives both rows for a set of queries, to be printed beside a model's figures;
+`model_row` that of a dual encoder as it is, such as a CLIP.
 """
 
 import math
@@ -14,9 +15,11 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from imagedex.encoding.vectors import encode_texts
+from imagedex.encoding.dual_encoder import DualEncoder
+from imagedex.encoding.vectors import encode_images, encode_texts
 from imagedex.errors import UserError
-from imagedex.evaluation.exact import BLOCK_SCORES, similarity
+from imagedex.evaluation.exact import BLOCK_SCORES, metrics_by_gallery, similarity
+from imagedex.evaluation.intervals import intervals
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_scores, summarize_ranks
 
 _WORD = re.compile(r"\w+")
@@ -156,7 +159,7 @@ def baseline_rows(
             with BM25 and -infinity with caption vectors.
 
     Returns:
-        row name -> `hits@k`, `mrr`, `median_rank`, `gallery_size`; names "BM25" and "caption vectors".
+        row name -> `hits@k`, `mrr`, their intervals, `median_rank`, `gallery_size`; names "BM25" and "caption vectors".
 
     Raises:
         ValueError: no queries, or a query whose picture is not in the gallery.
@@ -174,8 +177,8 @@ def baseline_rows(
     targets = np.array([row_of[image_id] for _, image_id in queries])
 
     def figures(blocks: Iterator[tuple[slice, np.ndarray]]) -> dict[str, float]:
-        ranks = [rank_from_scores(scores, targets[rows]) for rows, scores in blocks]
-        return summarize_ranks(np.concatenate(ranks), ks=ks) | {"gallery_size": len(image_ids)}
+        ranks = np.concatenate([rank_from_scores(scores, targets[rows]) for rows, scores in blocks])
+        return summarize_ranks(ranks, ks=ks) | intervals((ranks, targets), ks=ks) | {"gallery_size": len(image_ids)}
 
     blocks = _slices(len(queries), max(1, block_scores // len(image_ids)))
     bm25 = BM25(words(" ".join(own)) for own in captions)
@@ -189,6 +192,30 @@ def baseline_rows(
         cosines = (similarity(query_vectors[block], vectors).nan_to_num(nan=-torch.inf).numpy() for block in blocks)
         rows["caption vectors"] = figures(zip(blocks, cosines, strict=True))
     return rows
+
+
+def model_row(
+    encoder: DualEncoder,
+    sentences: Sequence[str],
+    pictures,
+    targets,
+    galleries: Mapping[str, np.ndarray],
+    *,
+    batch_size: int = 64,
+    device=None,
+    num_workers: int = 0,
+    progress: bool = False,
+) -> dict[str, float]:
+    """Another dual encoder, as it is, on the same sentences: its figures as `metrics_by_gallery` gives them.
+
+    Args: pictures, rows with `image_id` and `image`, each embedded once; targets and galleries, rows of them. Raises
+    `UserError`, see `encode_images`.
+    """
+    model, options = encoder.model, {"device": device, "progress": progress}
+    texts = encode_texts(model, encoder.tokenizer, sentences, text_kwargs=encoder.text_kwargs, **options)
+    images = encode_images(model, encoder.image_processor, pictures, batch_size, num_workers=num_workers, **options)
+    figures = {"both_directions": False, "with_intervals": True}
+    return metrics_by_gallery(texts, images, targets, galleries, **figures)
 
 
 def _slices(total: int, step: int) -> list[slice]:

@@ -8,13 +8,15 @@ score is read from the very block it is compared with. So `top_k`, the ranks her
 matrix agree.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
 
+from imagedex.evaluation.intervals import intervals
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_scores, summarize_ranks
 
+OTHER_GALLERIES = ("new_", "whole_")  # how figures begin that are not of the gallery a run is judged by
 BLOCK_SCORES = 2**24  # float32 scores held at once: 64 MiB
 _PRODUCT_SCORES = 2**22  # float64 scores of one matrix product: 32 MiB
 _LOW_32 = 0xFFFFFFFF
@@ -137,6 +139,7 @@ def retrieval_metrics(
     five_fold: bool = False,
     both_directions: bool = True,
     bias: torch.Tensor | None = None,
+    with_intervals: bool = False,
     block_scores: int = BLOCK_SCORES,
 ) -> dict[str, float]:
     """Figures of every caption against the whole gallery, in both directions, by blocks.
@@ -149,7 +152,9 @@ def retrieval_metrics(
             of pictures (5 x 1,000 for the COCO 5K test split), each caption searches its own fifth, and every figure
             is the mean over the folds. `gallery_size` is then the size of the largest fold.
         both_directions: also image to text.
-        bias: (N,) of each picture, taken off its scores when a caption asks; see `CaptionBank`.
+        bias: (N,) of each picture, taken off its scores when a caption asks; see `CaptionBank`. The figures of cosines alone
+            are then given, too, as `cosine_...`.
+        with_intervals: also how far Hits@k and MRR could be off by chance, see `intervals`.
 
     Returns:
         `hits@k`, `mrr`, `median_rank` (text to image), the same under `image_to_text_...`, and `gallery_size`.
@@ -164,19 +169,61 @@ def retrieval_metrics(
         raise ValueError("no captions to evaluate with")
     if targets.min() < 0 or targets.max() >= len(image_vectors):
         raise ValueError(f"a caption belongs to a row outside the gallery of {len(image_vectors)} pictures")
-    folds, sizes = [], []
+    folds, sizes, asked, asking = [], [], [], []
     for start, stop, inside in split_folds(targets, len(image_vectors), 5 if five_fold else 1):
         sizes.append(stop - start)
         texts, images = text_vectors[torch.from_numpy(inside)], image_vectors[start:stop]
         local = targets[inside] - start
         own_bias = None if bias is None else bias[start:stop]
-        figures = summarize_ranks(ranks_by_blocks(*with_bias(texts, images, own_bias), local, block_scores), ks=ks)
+        asked.append((ranks_by_blocks(*with_bias(texts, images, own_bias), local, block_scores), local))
+        figures = summarize_ranks(asked[-1][0], ks=ks)
+        if bias is not None:
+            plain = summarize_ranks(ranks_by_blocks(texts, images, local, block_scores), ks=ks)
+            figures |= {f"cosine_{name}": value for name, value in plain.items()}
         if both_directions:
-            backwards, _ = image_to_text_ranks(images, texts, local, block_scores)
-            figures |= {f"image_to_text_{name}": value for name, value in summarize_ranks(backwards, ks=ks).items()}
+            asking.append(image_to_text_ranks(images, texts, local, block_scores))
+            figures |= _backwards(summarize_ranks(asking[-1][0], ks=ks))
         folds.append(figures)
     means = {name: float(np.mean([figures[name] for figures in folds])) for name in folds[0]}
+    if with_intervals:
+        means |= intervals(*asked, ks=ks) | _backwards(intervals(*asking, ks=ks) if both_directions else {})
     return means | {"gallery_size": max(sizes)}
+
+
+def _backwards(figures: Mapping) -> dict:
+    return {f"image_to_text_{name}": value for name, value in figures.items()}
+
+
+def metrics_by_gallery(
+    text_vectors: torch.Tensor,
+    image_vectors: torch.Tensor,
+    target_rows,
+    galleries: Mapping[str, np.ndarray],
+    bias: torch.Tensor | None = None,
+    **options,
+) -> dict[str, float]:
+    """`retrieval_metrics` of the same captions within several galleries of the same embedded pictures.
+
+    Args: target_rows, (Q,) rows of `image_vectors` that are in every gallery; galleries, prefix of the figures' names ->
+    the gallery's rows of `image_vectors`, ascending; bias, (N,); options, of `retrieval_metrics`. Image to text is measured in
+    the first gallery alone: pictures without captions ask nothing, so the others would repeat it.
+    """
+    figures = {}
+    for prefix, rows in galleries.items():
+        within = np.searchsorted(rows, target_rows)
+        inside = torch.from_numpy(rows)
+        own_bias = None if bias is None else bias[inside]
+        own = retrieval_metrics(text_vectors, image_vectors[inside], within, bias=own_bias, **options)
+        figures |= {prefix + name: value for name, value in own.items()}
+        options = options | {"both_directions": False}
+    return figures
+
+
+def figures_within(figures: Mapping, prefix: str) -> dict:
+    """Of what `metrics_by_gallery` gives the figures of one gallery, by their plain names."""
+    if prefix:
+        return {name.removeprefix(prefix): value for name, value in figures.items() if name.startswith(prefix)}
+    return {name: value for name, value in figures.items() if not name.startswith(OTHER_GALLERIES)}
 
 
 def split_folds(target_rows, gallery_size: int, folds: int) -> list[tuple[int, int, np.ndarray]]:

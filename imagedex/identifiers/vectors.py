@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from imagedex.checkpoints import read_model_type
 from imagedex.corpora.indexed import IndexedSplits
+from imagedex.corpora.provenance import differences
 from imagedex.encoding.dual_encoder import load_dual_encoder
 from imagedex.encoding.vectors import encode_images
 from imagedex.errors import UserError
@@ -23,11 +24,6 @@ from imagedex.files import RUN_RECORD
 logger = logging.getLogger(__name__)
 
 LSA_DIMENSIONS = 128
-# What decides which captions a run has trained on; a path by its last part, since it may be written in several ways.
-SPLIT_FIELDS = (
-    "dataset_name", "dataset_config_name", "train_file", "validation_file", "held_out_captions_per_image",
-    "held_out_images", "split_seed",
-)  # fmt: skip
 
 
 def latent_semantic_vectors(texts: Sequence[str], dimensions: int = LSA_DIMENSIONS, seed: int = 0) -> np.ndarray:
@@ -63,14 +59,9 @@ def check_same_split(folder: Path, arguments: dict) -> None:
             "folder of run_xmatching.py"
         ) from None
 
-    def plain(record, name):
-        value = record.get(name) or None
-        return Path(value).name if isinstance(value, str) else value
-
-    other = [name for name in SPLIT_FIELDS if plain(before, name) != plain(arguments, name)]
+    other = differences(before, arguments)
     if other:
-        shown = ", ".join(f"{name} ({before.get(name)} there, {arguments.get(name)} here)" for name in other)
-        raise UserError(f"{flag} was trained on another split, so held-out captions could leak: {shown}")
+        raise UserError(f"{flag} was trained on another split, so held-out captions could leak: {other}")
 
 
 def xmatching_vectors(

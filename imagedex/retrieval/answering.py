@@ -13,8 +13,9 @@ import datasets
 import transformers
 
 from imagedex.errors import UserError
+from imagedex.evaluation.intervals import intervals, without_intervals
 from imagedex.evaluation.rankings import Ranking, rankings_path, write_rankings
-from imagedex.evaluation.table import table
+from imagedex.evaluation.table import cell_with_interval, table
 from imagedex.files import write_atomically
 from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
 from imagedex.retrieval import comparison
@@ -81,8 +82,13 @@ def begin(output_dir: Path, arguments: dict) -> None:
         raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from error
 
 
-def answer(opened: Opened, queries: Queries, args: RetrievalArguments, folder: Path, alone: bool) -> Answer:
-    """Asks one model, and writes its rankings and figures into its folder."""
+def answer(
+    opened: Opened, queries: Queries, args: RetrievalArguments, folder: Path, alone: bool, trained: int | None = None
+) -> Answer:
+    """Asks one model, and writes its rankings and figures into its folder.
+
+    Args: trained, on how many of the queries the model may have been trained; None where nobody knows.
+    """
     retriever = opened.start()
     started = time.perf_counter()
     rankings = retriever.search(queries.sentences, args.top_k, queries.targets)
@@ -94,15 +100,18 @@ def answer(opened: Opened, queries: Queries, args: RetrievalArguments, folder: P
     if queries.targets is None:
         metrics_path.unlink(missing_ok=True)  # of a run when the file of queries still had its column of images
     else:
-        metrics = summarize_ranks([ranking.rank for ranking in rankings])
+        ranks = [ranking.rank for ranking in rankings]
+        metrics = summarize_ranks(ranks) | intervals((ranks, queries.targets))
         by_cosine = [ranking.cosine_rank for ranking in rankings if ranking.cosine_rank is not None]
+        cosine = summarize_ranks(by_cosine) if by_cosine else {}
         groups = comparison.group_figures(rankings, opened.new_image_ids, len(retriever.image_ids))
-        added = groups | (facts if opened.facts or not alone else {})
-        if by_cosine:
-            added |= {f"cosine_{name}": figure for name, figure in summarize_ranks(by_cosine).items()}
+        known = {} if trained is None else {"possibly_trained_queries": trained}
+        added = groups | known | (facts if opened.facts or not alone else {})
+        added |= {f"cosine_{name}": figure for name, figure in cosine.items()}
+        facts |= known
         written.append(write_metrics(metrics, retriever, len(rankings), metrics_path, added))
-        if by_cosine:
-            shown = "  ".join(f"{name} {added[f'cosine_{name}']:.3f}" for name in metrics)
+        if cosine:
+            shown = "  ".join(f"{name} {figure:.3f}" for name, figure in cosine.items())
             print(f"{retriever.name}, cosines alone (--hub_bias false): {shown}")
         if groups:
             print(comparison.group_table(groups))
@@ -120,7 +129,7 @@ def write_metrics(metrics: dict, retriever: Retriever, num_queries: int, path: P
     size = len(retriever.image_ids)
     record = metrics | {"gallery_size": size, "queries": num_queries, "model": retriever.name} | (added or {})
     write_atomically(path, json.dumps(without_infinity(record), indent=2) + "\n")
-    shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+    shown = "  ".join(f"{name} {cell_with_interval(name, metrics)}" for name in without_intervals(metrics))
     print(f"{retriever.name}: {shown}  ({num_queries} queries, gallery of {size} pictures)")
     return path
 
@@ -147,7 +156,7 @@ def write_sheets(answers: list[Answer], gallery, num_shown: int, folder: Path) -
         return []
     row_of = {image_id: row for row, image_id in enumerate(gallery["image_id"])}
     thumbnails = Thumbnails(lambda image_id: gallery[row_of[image_id]]["image"])
-    figures = {one.name: one.metrics for one in answers if one.metrics}
+    figures = {one.name: without_intervals(one.metrics) for one in answers if one.metrics}
     sheet = build_sheet({one.name: one.rankings for one in answers}, len(gallery), num_shown, figures or None)
     return [
         write_sheet_image(sheet, thumbnails, folder / "contact_sheet.jpg"),

@@ -1,19 +1,23 @@
 """Several models asked the same sentences: names, one table, and what they are to be measured against."""
 
-import csv
 import json
+import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from transformers.utils import cached_file
 
+from imagedex.corpora.provenance import QUERIES, Training, possibly_trained, read_asked, warning_of
 from imagedex.corpora.shape_scenes import DEFAULT_SCENES, perfect_reader
 from imagedex.errors import UserError
+from imagedex.evaluation.exact import OTHER_GALLERIES, figures_within
 from imagedex.evaluation.rankings import Ranking
 from imagedex.evaluation.table import table
 from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
 from imagedex.retrieval.queries import Queries
+
+logger = logging.getLogger(__name__)
 
 CEILING = "a reader who makes no mistake"
 COLUMNS = {
@@ -94,14 +98,42 @@ def reference_rows(
 def kept_baselines(folder: Path, queries: Queries, gallery_size: int) -> dict[str, dict]:
     """The rows of `baselines.json` in a model's folder, if the run that wrote it asked these very queries."""
     try:
-        with open(folder / "eval_queries.csv", encoding="utf-8", newline="") as file:
-            asked = sorted((" ".join(row["caption"].split()), row["image"]) for row in csv.DictReader(file))
         rows = json.loads((folder / "baselines.json").read_text(encoding="utf-8"))
-    except (OSError, KeyError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return {}
-    if asked != sorted(zip(queries.sentences, queries.targets, strict=True)):
+    if sorted(read_asked(folder) or []) != sorted(zip(queries.sentences, queries.targets, strict=True)):
         return {}
-    return {name: figures for name, figures in rows.items() if figures.get("gallery_size") == gallery_size}
+    galleries = [  # a row of held-out pictures has figures of two galleries
+        {name: figures_within(row, prefix) for name, row in rows.items()} for prefix in ("", *OTHER_GALLERIES)
+    ]
+    return {n: own for rows in galleries for n, own in rows.items() if own.get("gallery_size") == gallery_size}
+
+
+def possibly_trained_queries(
+    models: Mapping[str, Sequence[str]], queries: Queries, path: str | Path, dataset_name: str | None, gallery
+) -> dict[str, int]:
+    """How many of the queries each model may have been trained on, where it can be told; the log warns of each model.
+
+    Args: models, label -> the models behind it (with --rerank_with there are two); path, of the file of queries.
+    """
+    if queries.targets is None:
+        return {}
+    asked, path = list(zip(queries.sentences, queries.targets, strict=True)), Path(path)
+    origin = Training.of(path.parent) if path.name == QUERIES else None
+    captions = []
+    if "captions" in gallery.column_names:
+        targets, rows = set(queries.targets), gallery.select_columns(["image_id", "captions"])
+        captions = [(text, row["image_id"]) for row in rows if row["image_id"] in targets for text in row["captions"]]
+    trainings = {name: Training.of(name) for name in dict.fromkeys(name for own in models.values() for name in own)}
+    seen = possibly_trained(trainings, asked, [dataset_name] if dataset_name else [], captions, origin)
+    if origin is None:  # one of the models may be the one that kept these queries back
+        origin = next((one for one in trainings.values() if one and one.asked and set(asked) <= one.asked), None)
+    for name, own in seen.items():
+        if own:
+            count, before = sum(one in own for one in asked), origin and origin.arguments
+            logger.warning("%s", warning_of(name, count, len(asked), trainings[name], before))
+    known = {label: [seen[name] for name in own if name in seen] for label, own in models.items()}
+    return {label: sum(one in set().union(*own) for one in asked) for label, own in known.items() if own}
 
 
 def group_figures(rankings: Sequence[Ranking], new_image_ids: Collection[str], gallery_size: int) -> dict[str, dict]:

@@ -9,6 +9,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from imagedex import DATA
 from imagedex.corpora import RetrievalSplits
 from imagedex.corpora.arguments import CorpusArguments
+from imagedex.evaluation.exact import OTHER_GALLERIES, figures_within
+from imagedex.evaluation.table import cell_with_interval
 from imagedex.files import write_atomically
 from imagedex.training.publishing import public_name
 
@@ -57,30 +59,62 @@ class CardFacts:
         return cls(Path(name).name if Path(name).exists() else name, size, held_out, asking)
 
 
-def rate_rows(facts: CardFacts) -> dict[str, dict]:
-    """The model's figures in both directions, then the baselines'."""
-    rows = {}
-    for name, prefix in (
-        (facts.asking, "eval_"),
-        (f"{facts.asking}, cosines alone", "eval_cosine_"),
-        ("picture → sentence", "eval_image_to_text_"),
-    ):
-        row = {figure: facts.metrics[prefix + figure] for figure in FIGURES if prefix + figure in facts.metrics}
-        if row:
-            rows[name] = row
-    return rows | facts.baselines
+def other_gallery(metrics: dict) -> str | None:
+    """How the figures of a second gallery begin, where the captions were also searched in one."""
+    return next((prefix for prefix in OTHER_GALLERIES if f"eval_{prefix}gallery_size" in metrics), None)
+
+
+def gallery_words(metrics: dict, prefix: str = "") -> str:
+    """What is in a gallery besides how many pictures: ", ..." where there are two of them, else ""."""
+    other = other_gallery(metrics)
+    new = other == "whole_" if not prefix else prefix == "new_"
+    return "" if other is None else ", the new ones alone" if new else ", new and trained ones"
+
+
+def rate_rows(facts: CardFacts, prefix: str = "") -> dict[str, dict]:
+    """The model's figures in both directions, then the baselines', within the gallery whose figures begin so."""
+    figures = {name.removeprefix("eval_"): value for name, value in facts.metrics.items()}
+    own = figures_within(figures, prefix)
+    rows = {
+        facts.asking: own,
+        f"{facts.asking}, cosines alone": figures_within(own, "cosine_"),
+        "picture → sentence": figures_within(own, "image_to_text_"),
+    }
+    rows |= {name: figures_within(row, prefix) for name, row in facts.baselines.items()}
+    return {name: row for name, row in rows.items() if "hits@1" in row}
 
 
 def shortfall(facts: CardFacts) -> list[str]:
-    """A sentence for each baseline that has more Hits@1 than the model."""
-    found = facts.metrics.get("eval_hits@1")
+    """A sentence for each baseline that has more Hits@1 than the model, in either gallery."""
     source = "the documents' texts" if "document" in facts.asking else "the trained captions"
-    sentences = {"BM25": f"BM25 over {source}", "caption vectors": f"the mean vectors of {source}"}
-    return [
-        f"This model finds less than {sentences.get(name, name)} (Hits@1 {found:.3f} against {row['hits@1']:.3f})."
-        for name, row in facts.baselines.items()
-        if found is not None and round(found, 3) < round(row["hits@1"], 3)
-    ]
+    names = {"BM25": f"BM25 over {source}", "caption vectors": f"the mean vectors of {source}"}
+    sentences, other = [], other_gallery(facts.metrics)
+    for prefix in ("",) if other is None else ("", other):
+        found, size = (facts.metrics.get(f"eval_{prefix}{name}") for name in ("hits@1", "gallery_size"))
+        begin = f"Among {size} pictures it" if prefix else "This model"
+        sentences += [
+            f"{begin} finds less than {names.get(name, name)} (Hits@1 {found:.3f} against {row[prefix + 'hits@1']:.3f})."
+            for name, row in facts.baselines.items()
+            if found is not None and round(found, 3) < round(row.get(prefix + "hits@1", 0), 3)
+        ]
+    return sentences
+
+
+def written_rows(facts: CardFacts, prefix: str = "") -> dict[str, dict[str, str]]:
+    """`rate_rows` as a card writes them."""
+    return {
+        name: {figure: cell_with_interval(figure, row) for figure in FIGURES}
+        for name, row in rate_rows(facts, prefix).items()
+    }
+
+
+def second_gallery(facts: CardFacts) -> dict | None:
+    """What a card says of the other gallery: its size, what is in it, and the rows."""
+    prefix = other_gallery(facts.metrics)
+    if prefix is None:
+        return None
+    words = gallery_words(facts.metrics, prefix)
+    return {"size": facts.metrics[f"eval_{prefix}gallery_size"], "words": words, "rows": written_rows(facts, prefix)}
 
 
 def plain(value):
@@ -152,7 +186,9 @@ def write_model_card(
         "hyperparameters": {
             name: plain(value) for name in HYPERPARAMETERS if (value := getattr(args, name, None)) is not None
         },
-        "rows": rate_rows(facts),
+        "rows": written_rows(facts),
+        "gallery_words": gallery_words(facts.metrics),
+        "second_gallery": second_gallery(facts),
         "queries": facts.metrics.get("eval_queries"),
         "gallery_size": facts.metrics.get("eval_gallery_size"),
         "folds": facts.metrics.get("eval_folds"),

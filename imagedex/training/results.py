@@ -6,23 +6,28 @@ import io
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import Trainer
 
-from imagedex.corpora import RetrievalSplits
+from imagedex.checkpoints import read_model_type
+from imagedex.corpora import RetrievalSplits, gallery_rows
+from imagedex.corpora.provenance import QUERIES, Training, possibly_trained, question, warning_of
+from imagedex.encoding.dual_encoder import load_dual_encoder
 from imagedex.errors import UserError
-from imagedex.evaluation.baselines import baseline_rows
+from imagedex.evaluation.baselines import baseline_rows, model_row
 from imagedex.evaluation.rankings import Ranking, short_float, write_rankings
 from imagedex.evaluation.table import table
 from imagedex.files import write_atomically
-from imagedex.training.cards import FIGURES, CardFacts, rate_rows, shortfall
+from imagedex.training.cards import FIGURES, CardFacts, gallery_words, other_gallery, rate_rows, shortfall
+from imagedex.training.publishing import public_name
 from imagedex.training.run import EVAL_RESULTS, FINISHED, Run, read_json
 
 logger = logging.getLogger(__name__)
 
-QUERIES = "eval_queries.csv"
 BASELINES = "baselines.json"
+COMPARE_FLAG = "compare_with_model"
 MADE, DSI_MADE = "model, processor, code and card", "model, processor, identifiers, code and card"
 
 
@@ -41,12 +46,17 @@ def questions(splits: RetrievalSplits) -> list[tuple[str, str]]:
 
 
 def baselines(splits: RetrievalSplits, encoder: str | None, text_tower: str | None) -> dict[str, dict]:
-    """BM25's and the caption vectors' figures on the questions.
+    """BM25's and the caption vectors' figures on the questions; none where no picture asked for has a trained caption, since
+    both find pictures by their captions.
 
     Args: encoder, of the caption vectors, whose failure is the user's to mend; without it the pretrained text_tower, and
     where that is no text encoder alone (T5, CLIP) the row is left out and the log says why.
     """
-    rows = functools.partial(baseline_rows, *texts(splits), gallery=splits.gallery["image_id"])
+    known, asked = texts(splits)
+    if not any(known.get(image_id) for _, image_id in asked):
+        logger.warning("no rows of BM25 and caption vectors: no picture that is asked for has a trained caption")
+        return {}
+    rows = functools.partial(baseline_rows, known, asked, gallery=splits.gallery["image_id"])
     try:
         return rows(encoder or text_tower)
     except UserError as error:
@@ -56,12 +66,54 @@ def baselines(splits: RetrievalSplits, encoder: str | None, text_tower: str | No
         return rows(None)
 
 
-def measure_baselines(life: Run, splits: RetrievalSplits, text_tower: str | None = None) -> dict[str, dict]:
-    """`baselines`, where they are asked for; on the main process, and not again when this run has measured them."""
+def check_compared(names: Sequence[str] | None) -> None:
+    """Before anything is read: --compare_with_model names models, each once. Raises `UserError`."""
+    labels = [public_name(name) for name in names or ()]
+    for name, label in zip(names or (), labels, strict=True):
+        read_model_type(name, COMPARE_FLAG)
+        if labels.count(label) > 1:
+            raise UserError(f"--{COMPARE_FLAG} names {label} twice; give each model once, and a name of its own")
+
+
+def compared_models(life: Run, splits: RetrievalSplits, names: Sequence[str]) -> dict[str, dict]:
+    """Figures of dual encoders as they are, on the questions, in each gallery. Raises `UserError`."""
+    args, asked, rows = life.args, questions(splits), {}
+    pictures, galleries = splits.galleries()
+    targets = gallery_rows(pictures, [image_id for _, image_id in asked])
+    ours = Training(life.arguments, {question(*one) for one in asked})
+    for name in names:
+        encoder, label = load_dual_encoder(name, device=args.device, flag=COMPARE_FLAG), public_name(name)
+        rows[label] = model_row(
+            encoder,
+            [sentence for sentence, _ in asked],
+            pictures,
+            targets,
+            galleries,
+            batch_size=args.per_device_eval_batch_size,
+            num_workers=args.dataloader_num_workers,
+            progress=not args.disable_tqdm,
+        )
+        trained = Training.of(name)
+        for seen in possibly_trained({label: trained}, asked, captions=asked, origin=ours).values():
+            count = sum(question(*one) in seen for one in asked)
+            rows[label]["possibly_trained_queries"] = count
+            if count:
+                logger.warning("%s", warning_of(label, count, len(asked), trained, life.arguments))
+    return rows
+
+
+def measure_baselines(
+    life: Run, splits: RetrievalSplits, text_tower: str | None = None, models: Sequence[str] | None = None
+) -> dict[str, dict]:
+    """`baselines` and `compared_models`, where they are asked for; on the main process, and not again when this run has
+    measured them."""
     args = life.args
-    if not (args.do_eval and args.compare_with_baselines and args.process_index == 0):
+    if not (args.do_eval and args.process_index == 0 and (args.compare_with_baselines or models)):
         return {}
-    return life.kept(BASELINES) or baselines(splits, args.baseline_text_encoder, text_tower)
+    if kept := life.kept(BASELINES):
+        return kept
+    rows = baselines(splits, args.baseline_text_encoder, text_tower) if args.compare_with_baselines else {}
+    return rows | compared_models(life, splits, models or ())
 
 
 def write_queries(path: Path, queries: list[tuple[str, str]]) -> None:
@@ -131,13 +183,18 @@ def say_again(life: Run) -> None:
 
 
 def say_figures(facts: CardFacts, nouns: tuple[str, str]) -> None:
-    """Prints what was measured. Args: nouns, what asks and what is found."""
+    """Prints what was measured, a table a gallery. Args: nouns, what asks and what is found."""
     metrics, (asking, found) = facts.metrics, nouns
+    columns = {name: name for name in FIGURES}
     if "eval_hits@1" in metrics:
         queries, gallery = metrics["eval_queries"], metrics["eval_gallery_size"]
         folds = f" (the mean of {metrics['eval_folds']} folds)" if "eval_folds" in metrics else ""
-        print(f"\n{queries} held-out {asking}, a gallery of {gallery} {found}{folds}\n")
-        print(table(rate_rows(facts), {name: name for name in FIGURES}) + "\n")
+        print(f"\n{queries} held-out {asking}, a gallery of {gallery} {found}{folds}{gallery_words(metrics)}\n")
+        print(table(rate_rows(facts), columns) + "\n")
+        if other := other_gallery(metrics):
+            size = metrics[f"eval_{other}gallery_size"]
+            print(f"the same {asking}, a gallery of {size} {found}{gallery_words(metrics, other)}\n")
+            print(table(rate_rows(facts, other), columns) + "\n")
         for line in shortfall(facts):
             print(line + "\n")
     if "eval_memorised" in metrics:

@@ -82,6 +82,56 @@ def test_the_weighted_search_adds_the_weights_of_its_words():
     np.testing.assert_allclose(found, right, atol=1e-5)
 
 
+@pytest.fixture
+def seeds(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("seeds")
+
+
+def test_the_spread_over_splits(seeds, tmp_path):
+    rng, runs = np.random.default_rng(0), {}
+    for seed in range(4):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        model = {
+            "eval_hits@1": rng.random(),
+            "eval_hits@1_low": 0.0,
+            "eval_queries": 12,
+            "eval_runtime": 1.0,
+            "epoch": 3,
+        }
+        bm25 = {"mrr": rng.random(), "mrr_high": 1.0, "gallery_size": 12}
+        (folder / "eval_results.json").write_text(json.dumps(model | ({"eval_loss": 1.0} if seed else {})))
+        (folder / "baselines.json").write_text(json.dumps({"BM25": bm25}))
+        runs[seed] = seeds.figures_of(folder)
+        assert runs[seed].items() >= {"hits@1": model["eval_hits@1"], "BM25: mrr": bm25["mrr"]}.items()
+    rows = {row["figure"]: row for row in seeds.summary(runs)}
+    assert list(rows) == ["hits@1", "BM25: mrr"], "what every run has, and nothing but figures"
+    for name, row in rows.items():
+        values = np.array([own[name] for own in runs.values()])
+        expected = [values.mean(), values.std(ddof=1), values.min(), values.max()]
+        assert [row[column] for column in seeds.COLUMNS[1:5]] == pytest.approx(expected, abs=1e-4)
+    assert seeds.summary({0: {"mrr": 0.5}})[0]["standard_deviation"] == 0
+    assert f"| hits@1 | {rows['hits@1']['mean']:.3f} ± " in seeds.markdown(list(rows.values()))
+
+
+@pytest.mark.slow
+def test_each_split_is_trained_once(tmp_path):
+    command = [sys.executable, str(FOLDER / "seeds.py"), str(FOLDER.parent / "recipes/quickstart/xmatching.yaml")]
+    command += ["--split_seeds", "3", "4", "--work_dir", str(tmp_path), "--output", str(tmp_path / "seeds.csv")]
+    command += ["--", "--dataset_config_name", "40", "--max_steps", "4", "--use_cpu"]
+    first = subprocess.run(command, check=True, timeout=600, capture_output=True, text=True).stdout
+    weights = tmp_path / "split_seed_3" / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert subprocess.run(command, check=True, timeout=600, capture_output=True, text=True).stdout == first
+    assert weights.stat().st_mtime_ns == written, "a finished run is not trained again"
+    asked = [{row["caption"] for row in rows_of(tmp_path / f"split_seed_{s}" / "eval_queries.csv")} for s in (3, 4)]
+    assert asked[0] != asked[1]
+    found = [json.loads((tmp_path / f"split_seed_{s}" / "eval_results.json").read_text())["eval_mrr"] for s in (3, 4)]
+    row = next(row for row in rows_of(tmp_path / "seeds.csv") if row["figure"] == "mrr")
+    assert float(row["mean"]) == pytest.approx(np.mean(found), abs=1e-4) and row["split_seeds"] == "3 4"
+
+
 @pytest.mark.slow
 def test_a_small_run_writes_its_table(tmp_path):
     command = [sys.executable, str(FOLDER / "gradient_cache_memory.py"), "--batch_size", "512", "--chunk_sizes", "32"]

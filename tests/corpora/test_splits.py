@@ -90,6 +90,19 @@ def test_held_out_images(eval_gallery):
     assert all(len(captions) == 4 for captions in splits.evaluation["captions"])
 
 
+def test_both_galleries_of_held_out_images():
+    """One is embedded, the other is rows of it, whichever --eval_gallery names."""
+    for eval_gallery, prefix in (("all", "new_"), ("held_out", "whole_")):
+        splits = split_corpus(corpus(), held_out_images=0.3, split_seed=1, eval_gallery=eval_gallery)
+        pictures, galleries = splits.galleries()
+        assert ids(pictures) == [f"{n}.jpg" for n in range(40)] and list(galleries) == ["", prefix]
+        new, whole = sorted(galleries.values(), key=len)
+        assert whole.tolist() == list(range(40))
+        assert ids(pictures.select(new)) == ids(splits.evaluation)
+        assert ids(pictures.select(galleries[""])) == ids(splits.gallery)
+    assert list(split_corpus(corpus(), held_out_captions_per_image=1).galleries()[1]) == [""]
+
+
 @pytest.mark.parametrize("flags", [{"held_out_captions_per_image": 2}, {"held_out_images": 0.25}])
 def test_membership_depends_on_neither_order_nor_company(flags):
     def membership(numbers, **more):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from imagedex.evaluation import exact as search
+from imagedex.evaluation.intervals import interval_of, intervals, without_intervals
 from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,6 +159,37 @@ def test_five_folds_are_five_evaluations_averaged(example):
     assert figures["mrr"] == pytest.approx(np.mean([np.mean(1 / np.array(ranks)) for ranks in folds]))
     assert figures["gallery_size"] == 12
     assert figures["hits@1"] > search.retrieval_metrics(texts, images, targets)["hits@1"]  # a smaller gallery is easier
+
+
+def test_galleries_of_the_same_pictures_are_evaluations_of_their_own(example):
+    """The captions of the last 20 pictures ask, once among these alone and once among all 60."""
+    texts, images, targets = example
+    inside = np.flatnonzero(targets >= 40)
+    texts, targets = texts[inside], targets[inside]
+    galleries = {"": np.arange(40, 60), "whole_": np.arange(60)}
+    figures = search.metrics_by_gallery(texts, images, targets, galleries, with_intervals=True)
+    alone = search.retrieval_metrics(texts, images[40:], targets - 40, with_intervals=True)
+    whole = search.retrieval_metrics(texts, images, targets, with_intervals=True, both_directions=False)
+    assert figures == alone | {f"whole_{name}": value for name, value in whole.items()}
+    assert (figures["gallery_size"], figures["whole_gallery_size"]) == (20, 60)
+    assert figures["hits@1"] > figures["whole_hits@1"]
+    again = search.retrieval_metrics(texts, images, targets)  # pictures without captions ask nothing
+    backwards = {name: value for name, value in again.items() if name.startswith("image_to_text")}
+    assert backwards.items() <= alone.items()
+
+
+def test_intervals_are_over_the_pictures_asked_for(example):
+    texts, images, targets = example
+    figures = search.retrieval_metrics(texts, images, targets, with_intervals=True)
+    ranks = search.ranks_by_blocks(texts, images, targets)
+    expected = intervals((ranks, targets))
+    backwards = intervals(search.image_to_text_ranks(images, texts, targets))
+    expected |= {f"image_to_text_{name}": value for name, value in backwards.items()}
+    assert {name: v for name, v in figures.items() if name.endswith(("_low", "_high"))} == expected
+    assert without_intervals(figures) == search.retrieval_metrics(texts, images, targets)
+    for name in ("hits@1", "mrr", "image_to_text_hits@5"):
+        low, high = interval_of(figures, name)
+        assert low < figures[name] < high
 
 
 def test_wrong_input_is_refused(example):

@@ -67,6 +67,17 @@ def test_baselines_are_shown_only_beside_the_queries_they_were_asked(tmp_path):
     assert comparison.kept_baselines(tmp_path, Queries(["a cat", "a dog, here"], ["b.jpg", "a.jpg"]), 8) == {}
 
 
+def test_a_row_of_two_galleries_is_shown_beside_the_one_that_is_searched(tmp_path):
+    (tmp_path / "eval_queries.csv").write_text("caption,image\na cat,b.jpg\n")
+    row = {"hits@1": 0.5, "gallery_size": 9, "new_hits@1": 0.75, "new_gallery_size": 2, "possibly_trained_queries": 0}
+    (tmp_path / "baselines.json").write_text(json.dumps({"clip": row}))
+    queries = Queries(["a cat"], ["b.jpg"])
+    whole = {"hits@1": 0.5, "gallery_size": 9, "possibly_trained_queries": 0}
+    assert comparison.kept_baselines(tmp_path, queries, 9) == {"clip": whole}
+    assert comparison.kept_baselines(tmp_path, queries, 2) == {"clip": {"hits@1": 0.75, "gallery_size": 2}}
+    assert comparison.kept_baselines(tmp_path, queries, 3) == {}
+
+
 def test_the_ceiling_of_the_scenes_is_that_of_these_queries():
     from imagedex.corpora import load_corpus
 
@@ -90,6 +101,15 @@ def test_the_table():
         "model        identifiers  Hits@1  Hits@10    MRR  ms a query  on disk  gallery",
         "xmatching    –             0.500    1.000  0.750         1.2  12.3 MB    1,200",
         "codebook_t5  rq                –        –      –        20.0   1.0 MB    1,200",
+    ]
+
+
+def test_intervals_stand_beside_their_figures():
+    rows = {"a": {"hits@1": 0.5, "hits@1_low": 0.4449, "hits@1_high": 0.5551}, "b": {"hits@1": 0.125}}
+    assert table(rows, {"hits@1": "Hits@1"}).splitlines() == [
+        "                 Hits@1",
+        "a  0.500 (0.44 to 0.56)",
+        "b                 0.125",
     ]
 
 

@@ -120,6 +120,11 @@ def test_everything_is_answered_and_written(name, request, ask, queries, picture
     last = done.stdout.strip().splitlines()[-1]
     for path in ("rankings.jsonl", "metrics.json", "contact_sheet.jpg", "contact_sheet.html"):
         assert str(out / path) in last
+    redrawn = np.random.default_rng(0).integers(5, size=(4000, 5))  # every sentence asks for a picture of its own
+    for figure, values in (("mrr", 1 / ranks), ("hits@10", ranks <= 10)):
+        low, high = np.percentile(values[redrawn].mean(1), [2.5, 97.5])
+        assert [metrics[f"{figure}_low"], metrics[f"{figure}_high"]] == pytest.approx([low, high], abs=0.03)
+        assert f"({metrics[f'{figure}_low']:.2f} to {metrics[f'{figure}_high']:.2f})" in done.stdout
     assert f"mrr {metrics['mrr']:.3f}" in done.stdout and "gallery of 23 pictures" in done.stdout
     assert "encoding pictures" in done.stderr  # a progress bar
     assert "Loading weights" not in done.stderr and "Generating" not in done.stderr  # the libraries' in a moment's work
@@ -129,6 +134,40 @@ def test_everything_is_answered_and_written(name, request, ask, queries, picture
     assert all(sentence in page for sentence in SENTENCES) and page.count("<use ") >= 35
     assert page.count(";base64,") <= 23  # each picture of the gallery once at most
     base64.b64decode(page.split("base64,")[1].split('"')[0], validate=True)
+
+
+def test_queries_that_another_model_was_trained_on_are_said(ask_here, tiny_clip, queries, tmp_path):
+    """Two copies of a model: one held these queries out, the other has held out two of them and one that is not asked."""
+    with open(queries, newline="") as file:
+        asked = list(csv.reader(file))
+    own = {"mine": (0, asked), "other": (1, [*asked[:3], ["another", asked[1][1]]])}
+    for name, (seed, held_out) in own.items():
+        shutil.copytree(tiny_clip, tmp_path / name)
+        split = {"do_train": True, "dataset_name": "photos", "held_out_captions_per_image": 1, "split_seed": seed}
+        (tmp_path / name / "run_arguments.json").write_text(json.dumps(split))
+        with open(tmp_path / name / "eval_queries.csv", "w", newline="") as file:
+            csv.writer(file).writerows(held_out)
+    mine, other = tmp_path / "mine", tmp_path / "other"
+
+    shown = ask_here(mine, mine / "eval_queries.csv", tmp_path / "alone")
+    assert "may have been trained" not in shown
+    assert json.loads((tmp_path / "alone" / "metrics.json").read_text())["possibly_trained_queries"] == 0
+
+    shown = ask_here(mine, queries, tmp_path / "both", "--model_name_or_path", mine, other)
+    assert shown.count("may have been trained") == 1
+    assert f"{other} may have been trained on 3 of the 5 captions asked" in shown
+    assert "(split_seed (1 there, 0 here))" in shown
+    rows = json.loads((tmp_path / "both" / "comparison.json").read_text())["models"]
+    assert [rows[name]["possibly_trained_queries"] for name in ("mine", "other")] == [0, 3]
+    assert json.loads((tmp_path / "both" / "other" / "metrics.json").read_text())["possibly_trained_queries"] == 3
+
+    # the file in the folder of the run that held them out says it, without its model in the comparison
+    shown = ask_here(other, mine / "eval_queries.csv", tmp_path / "one")
+    assert "may have been trained on 3 of the 5" in shown
+    # nobody knows these to be captions of the corpus
+    shown = ask_here(tiny_clip, queries, tmp_path / "clip")
+    assert "may have been" not in shown
+    assert "possibly_trained_queries" not in json.loads((tmp_path / "clip" / "metrics.json").read_text())
 
 
 def test_text_queries_without_right_pictures(ask_here, tiny_clip, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -235,6 +236,19 @@ def test_captions_of_new_pictures_come_without_held_out_ones(
     assert kept.tokens.tolist() == dropped.tokens.tolist()
 
 
+def test_a_reranker_that_was_trained_on_the_queries_is_said(models, ask, tiny_xmatching, queries, tmp_path):
+    reranker = shutil.copytree(tiny_xmatching, tmp_path / "reranker")
+    shutil.copy(queries, tmp_path / "eval_queries.csv")  # left by a run that held one caption out
+    split = {"do_train": True, "dataset_name": "photos", "split_seed": 0}
+    (tmp_path / "run_arguments.json").write_text(json.dumps(split | {"held_out_captions_per_image": 1}))
+    (reranker / "run_arguments.json").write_text(json.dumps(split | {"held_out_captions_per_image": 0}))
+    flags = ("--rerank_with", reranker, "--num_beams", 10)
+    shown = ask(models["t5"], tmp_path / "out", *flags, asked=tmp_path / "eval_queries.csv")
+    assert f"{reranker} may have been trained on 5 of the 5 captions asked" in shown
+    assert "held_out_captions_per_image (0 there, 1 here)" in shown
+    assert metrics_of(tmp_path / "out")["possibly_trained_queries"] == 5
+
+
 def test_several_models_are_compared(models, ask, tiny_xmatching, queries, gallery_ids, tmp_path):
     xmatching = shutil.copytree(tiny_xmatching, tmp_path / "xmatching")  # with what its training run left beside it
     shutil.copy(queries, xmatching / "eval_queries.csv")
@@ -245,6 +259,7 @@ def test_several_models_are_compared(models, ask, tiny_xmatching, queries, galle
     shown = ask(names, out, *flags)
 
     record = json.loads((out / "comparison.json").read_text())
+    assert "possibly_trained_queries" not in record["models"]["xmatching"], "no record says what it was trained on"
     assert (record["queries"], record["gallery_size"], record["references"]) == (5, 23, bm25)
     for name, scheme in (("xmatching", None), ("codebook_t5", "rq"), ("t5", "atomic")):
         row, own = record["models"][name], metrics_of(out / name)
@@ -262,7 +277,9 @@ def test_several_models_are_compared(models, ask, tiny_xmatching, queries, galle
     kept = [*(out / "xmatching" / "index").iterdir(), *(xmatching / f for f in ("model.safetensors", "tokenizer.json"))]
     assert record["models"]["xmatching"]["bytes"] == sum(path.stat().st_size for path in kept)
 
-    lines = [line.split() for line in shown.splitlines()]
+    low, high = (record["models"]["codebook_t5"][f"mrr_{end}"] for end in ("low", "high"))
+    assert f"({low:.2f} to {high:.2f})" in shown
+    lines = [re.sub(r" \([\d.]+ to [\d.]+\)", "", line).split() for line in shown.splitlines()]
     head = next(number for number, line in enumerate(lines) if line[:2] == ["model", "identifiers"])
     table = lines[head + 1 : head + 5]
     assert [line[0] for line in table] == ["xmatching", "codebook_t5", "t5", "BM25"]

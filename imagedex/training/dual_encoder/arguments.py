@@ -87,6 +87,10 @@ class XMatchingTrainingArguments(RunArguments):
         "each time; 0: pictures are augmented anew, and not kept.",
         0,
     )
+    compare_with_model: list[str] | None = argument(
+        "Dual encoders as they are (CLIP, SigLIP, an XMatchingModel), folders or Hub ids, that also answer the evaluation "
+        "captions, over the same pictures."
+    )
     five_fold: bool = argument("Karpathy's 1K protocol: evaluate within each fifth of the gallery, and average.", False)
     shuffle_every_epoch: bool = argument(
         "False: the captions are shuffled once, every epoch has the same batches.", True
@@ -108,11 +112,14 @@ class XMatchingTrainingArguments(RunArguments):
             raise ValueError(f"--caption_bank_size is {self.caption_bank_size}; give 0 or more")
         if self.hardest_warmup_steps < 0:
             raise ValueError(f"--hardest_warmup_steps is {self.hardest_warmup_steps}; give 0 or more")
-        if self.five_fold and self.compare_with_baselines:
-            raise ValueError(
-                "--five_fold searches a fifth of the gallery and the baselines all of it, so they cannot be compared; "
-                "leave --five_fold or --compare_with_baselines out"
-            )
+        if isinstance(self.compare_with_model, str):  # from a recipe
+            self.compare_with_model = [self.compare_with_model]
+        for flag in ("compare_with_baselines", "compare_with_model"):
+            if self.five_fold and getattr(self, flag):
+                raise ValueError(
+                    "--five_fold searches a fifth of the gallery and what it is compared with all of it, so they cannot be "
+                    f"compared; leave --five_fold or --{flag} out"
+                )
         self.label_names = ["image_ids"]
         if not self.shuffle_every_epoch:
             self.train_sampling_strategy = "sequential"  # of captions that were shuffled once

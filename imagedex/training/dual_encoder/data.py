@@ -1,7 +1,7 @@
 """From a corpus to batches of the dual encoder: captions as tokens beside their pictures."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -69,16 +69,27 @@ def keep_frozen_states(model, texts, pictures, collator, args, together: bool = 
 class RetrievalEvaluation:
     """What is asked and what can be found.
 
-    texts: rows of tokens (or kept states), one a caption; pictures: the gallery; targets (captions,): the right picture's
-    row in it.
+    texts: rows of tokens (or kept states), one a caption; pictures: all that can be found; targets (captions,): the right
+    picture's row in them; galleries: how figures begin -> the rows of `pictures` that are searched, ascending. The first is
+    the one that --eval_gallery names; without any it is all pictures.
     """
 
     texts: Dataset | KeptStates
     pictures: Pictures | KeptStates
     targets: np.ndarray
+    galleries: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.galleries = self.galleries or {"": np.arange(len(self.pictures))}
 
     def __len__(self):
         return len(self.texts)
+
+    def named(self) -> "RetrievalEvaluation":
+        """The same with the first gallery alone, and none but its pictures."""
+        rows = next(iter(self.galleries.values()))
+        pictures = torch.utils.data.Subset(self.pictures, rows.tolist())
+        return RetrievalEvaluation(self.texts, pictures, np.searchsorted(rows, self.targets))
 
 
 class CaptionPairs(torch.utils.data.Dataset):
@@ -157,10 +168,13 @@ class DualEncoderRows:
         return CaptionPairs(*self.inputs(tokens, train, augment), tokens["image_row"], banked)
 
     def evaluation(self) -> RetrievalEvaluation:
-        """The captions that are asked, and the gallery. Raises `UserError` where it cannot be cut into folds."""
-        tokens, gallery = self.tokens(self.splits.evaluation), self.splits.gallery
-        evaluation = RetrievalEvaluation(*self.inputs(tokens, gallery), gallery_rows(gallery, tokens["image_id"]))
-        check_folds(self.args, evaluation.targets, len(gallery))
+        """The captions that are asked, and the galleries. Raises `UserError` where the gallery cannot be cut into folds."""
+        tokens, (gallery, galleries) = self.tokens(self.splits.evaluation), self.splits.galleries()
+        targets = gallery_rows(gallery, tokens["image_id"])
+        evaluation = RetrievalEvaluation(*self.inputs(tokens, gallery), targets, galleries)
+        if self.args.five_fold:  # of the named gallery: another one's fifths need not have captions
+            evaluation = evaluation.named()
+            check_folds(self.args, evaluation.targets, len(evaluation.pictures))
         return evaluation
 
     def tokens(self, split: Dataset) -> Dataset:

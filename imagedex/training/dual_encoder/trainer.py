@@ -13,7 +13,7 @@ from transformers import Trainer
 from transformers.trainer_utils import speed_metrics
 
 from imagedex.errors import UserError
-from imagedex.evaluation.exact import retrieval_metrics, top_k, with_bias
+from imagedex.evaluation.exact import metrics_by_gallery, top_k, with_bias
 from imagedex.files import write_atomically
 from imagedex.modeling.caption_bank import FILE as CAPTION_BANK
 from imagedex.modeling.caption_bank import CaptionBank
@@ -34,7 +34,7 @@ TOWERS = ("text_model.", "vision_model.")
 
 
 class XMatchingTrainer(TowerTrainerMixin, Trainer):
-    """`eval_dataset` is a `RetrievalEvaluation`; metrics are every caption against the whole gallery, both directions."""
+    """`eval_dataset` is a `RetrievalEvaluation`; metrics are every caption against the gallery, both directions."""
 
     batch_statistics_said = False
     travelling = (*TowerTrainerMixin.travelling, *FILES, CAPTION_BANK)
@@ -187,26 +187,29 @@ class XMatchingTrainer(TowerTrainerMixin, Trainer):
 
     def found(self, k: int, image_ids: list[str]) -> tuple[list[list[float]], list[list[str]]]:
         """The k best pictures for each caption that is asked: their scores, descending, and their names."""
-        text_embeds, image_embeds = self.embed_both(self.eval_dataset)
-        bank = self.accelerator.unwrap_model(self.model).caption_bank
-        bias = None if bank is None else bank.bias(image_embeds)
-        scores, rows = top_k(*with_bias(text_embeds, image_embeds, bias), k)
+        text_embeds, image_embeds = self.embed_both(self.eval_dataset.named())
+        scores, rows = top_k(*with_bias(text_embeds, image_embeds, self.bias(image_embeds)), k)
         return scores.tolist(), [[image_ids[row] for row in best] for best in rows.tolist()]
 
+    def bias(self, image_embeds: torch.Tensor) -> torch.Tensor | None:
+        """(N,) of each picture, once the model has its bank of captions."""
+        bank = self.accelerator.unwrap_model(self.model).caption_bank
+        return None if bank is None else bank.bias(image_embeds)
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Hits@1/5/10, MRR and median rank of every caption against the gallery, by cosines less each picture's bias once the
-        model has its bank of captions (then `cosine_...` are by cosines alone; with `five_fold`, the mean over its fifths,
-        each against its own pictures), the same for pictures asking captions
-        (`image_to_text_...`), the loss over the captions, and how many captions and pictures that was."""
+        """Hits@1/5/10, MRR and median rank of every caption against the gallery (with `five_fold`, the mean over its fifths,
+        each against its own pictures), by cosines less each picture's bias once the model has its bank of captions (then
+        `cosine_...` are by cosines alone); the same for pictures asking captions (`image_to_text_...`), the loss over the
+        captions, and how many captions and pictures that was. When no training is under way also the figures' intervals, and
+        the figures in the other galleries, from the same embeddings."""
         started = time.time()
         evaluation = self.eval_dataset if eval_dataset is None else eval_dataset
+        if self.is_in_train:
+            evaluation = evaluation.named()
         text_embeds, image_embeds = self.embed_both(evaluation)
-        bank, options = self.accelerator.unwrap_model(self.model).caption_bank, {"five_fold": self.args.five_fold}
-        bias = None if bank is None else bank.bias(image_embeds)
-        metrics = retrieval_metrics(text_embeds, image_embeds, evaluation.targets, bias=bias, **options)
-        if bank is not None:  # what the bias does is said beside it
-            plain = retrieval_metrics(text_embeds, image_embeds, evaluation.targets, both_directions=False, **options)
-            metrics |= {f"cosine_{name}": value for name, value in plain.items() if name != "gallery_size"}
+        options = {"five_fold": self.args.five_fold, "with_intervals": not self.is_in_train}
+        bias, galleries = self.bias(image_embeds), evaluation.galleries
+        metrics = metrics_by_gallery(text_embeds, image_embeds, evaluation.targets, galleries, bias, **options)
         metrics |= {"folds": 5} if self.args.five_fold else {}
         metrics |= {"loss": self.loss_over(text_embeds, image_embeds, evaluation.targets), "queries": len(evaluation)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}

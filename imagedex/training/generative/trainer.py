@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import Seq2SeqTrainer, TrainerCallback
 from transformers.trainer_utils import speed_metrics
 
+from imagedex.evaluation.intervals import intervals
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_list, summarize_ranks
 from imagedex.modeling.constrained_decoding import rank_identifiers, sequence_log_probs
 from imagedex.modeling.identifiers import Identifiers
@@ -107,8 +108,9 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
         return Answers(scores, rows, losses, lengths, 1000 * seconds / max(1, queries))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **gen_kwargs):
-        """Of the sentences: Hits@1/5/10, MRR, the loss (a token, in nats) and milliseconds a query (one process, batched).
-        Of the items themselves: `memorised`, Hits@1 of picture (document) -> identifier. And how many there were."""
+        """Of the sentences: Hits@1/5/10, MRR, the loss (a token, in nats) and milliseconds a query (one process, batched), and
+        when no training is under way the figures' intervals. Of the items themselves: `memorised`, Hits@1 of picture
+        (document) -> identifier. And how many there were."""
         started = time.time()
         evaluation: GenerativeEvaluation = self.eval_dataset if eval_dataset is None else eval_dataset
         metrics, asked = {}, 0
@@ -116,8 +118,11 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
             answers = self.answer(evaluation.sentences, "Answering")
             asked += len(answers.losses)
             if self.identifiers is not None:
-                summary = summarize_ranks(answers.ranks(evaluation.targets), ks=CUT_OFFS)
+                ranks = answers.ranks(evaluation.targets)
+                summary = summarize_ranks(ranks, ks=CUT_OFFS)
                 metrics |= {name: value for name, value in summary.items() if np.isfinite(value)}
+                if not self.is_in_train:
+                    metrics |= intervals((ranks, evaluation.targets), ks=CUT_OFFS)
                 metrics |= {"ms_per_query": answers.milliseconds}
             metrics |= {"loss": answers.loss, "queries": asked}
         if evaluation.items is not None:

@@ -91,6 +91,51 @@ def test_evaluation_equals_a_plain_loop(parts, tmp_path, batch_size):
     assert np.isfinite(metrics["eval_loss"])
 
 
+@pytest.mark.parametrize("eval_gallery", ["all", "held_out"])
+def test_new_pictures_are_searched_alone_and_among_all(flickr_folder, parts, tmp_path, eval_gallery):
+    """Every caption of held-out pictures against both galleries by a plain loop; each picture is embedded once."""
+    _, model, train, _, collator = parts
+    splits = split_corpus(load_corpus(str(flickr_folder)), held_out_images=0.4, eval_gallery=eval_gallery)
+    asked = tokenize_captions(splits.evaluation, SentenceProcessor(collator.tokenizer))
+    pictures, galleries = splits.galleries()
+    shown = Pictures(pictures, ViTImageProcessorPil(size={"height": 16, "width": 16}))
+    evaluation = RetrievalEvaluation(token_rows(asked), shown, gallery_rows(pictures, asked["image_id"]), galleries)
+    trainer = make_trainer((splits, model, train, evaluation, collator), tmp_path)
+    embedded = []
+    trainer.embed = lambda rows, field, said: (
+        embedded.append((field, len(rows))) or (XMatchingTrainer.embed(trainer, rows, field, said))
+    )
+    metrics = trainer.evaluate()
+    assert embedded == [("text_embeds", len(asked)), ("image_embeds", 12)]
+
+    names, new = pictures["image_id"][:], set(splits.evaluation["image_id"])
+    assert 1 < len(new) < 12
+    with torch.no_grad():
+        images = [model.get_image_features(**collator([shown[row]])).pooler_output[0] for row in range(12)]
+        texts = [model.get_text_features(**collator([tokens])).pooler_output[0] for tokens in evaluation.texts]
+    ranks = {"new": [], "whole": []}
+    for image_id, vector in zip(asked["image_id"], texts, strict=True):
+        scores = {name: float(vector @ image) for name, image in zip(names, images, strict=True)}
+        ranks["whole"].append(sum(score >= scores[image_id] for score in scores.values()))
+        ranks["new"].append(sum(scores[name] >= scores[image_id] for name in new))
+    own, other = ("whole", "new") if eval_gallery == "all" else ("new", "whole")
+    for prefix, found in (("eval_", ranks[own]), (f"eval_{other}_", ranks[other])):
+        assert metrics[f"{prefix}hits@1"] == pytest.approx(np.mean([rank <= 1 for rank in found]))
+        assert metrics[f"{prefix}mrr"] == pytest.approx(np.mean([1 / rank for rank in found]))
+        assert metrics[f"{prefix}mrr_low"] <= metrics[f"{prefix}mrr"] <= metrics[f"{prefix}mrr_high"]
+        assert metrics[f"{prefix}gallery_size"] == (12 if found is ranks["whole"] else len(new))
+
+    embedded.clear()
+    trainer.is_in_train = True  # an evaluation on the way: the gallery that chooses the best model, and nothing else
+    brief = trainer.evaluate()
+    assert brief["eval_mrr"] == pytest.approx(metrics["eval_mrr"])
+    assert brief["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-4)
+    assert not [name for name in brief if "_low" in name or name.startswith(f"eval_{other}")]
+    assert embedded[1] == ("image_embeds", brief["eval_gallery_size"])
+    scores, images = trainer.found(3, splits.gallery["image_id"][:])
+    assert set().union(*images) <= (set(names) if eval_gallery == "all" else new) and len(scores) == len(asked)
+
+
 def test_each_tower_learns_at_its_own_rate(parts, tmp_path):
     trainer = make_trainer(
         parts, tmp_path, learning_rate=1e-3, text_learning_rate=1e-5, vision_learning_rate=2e-4, weight_decay=0.1
