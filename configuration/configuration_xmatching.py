@@ -28,7 +28,8 @@ class XMatchingConfig(PreTrainedConfig):
             long tails of states that come after a ReLU (Arandjelovic and Zisserman's square root, 10.1109/CVPR.2012.6248018).
         projection_dim (`int`): width of the space in which both sides meet.
         freeze_text_tower, freeze_vision_tower (`bool`): a frozen tower gets no gradient and stays in evaluation mode,
-            so neither its weights nor its batch statistics move.
+            so neither its weights nor its batch statistics move. Frozen when the model is made: what is unfrozen in it later, or
+            added to it (LoRA), trains.
         loss_type (`str`): which function of `modeling/losses.py`.
         loss_margin (`float`): margin of the hinge losses, in units of cosine (VSE++'s is 0.2, Maria's 0.5).
         loss_reduction (`str`): `"mean"` or `"sum"` over the hinge terms (Maria sums).

@@ -22,7 +22,7 @@ from .configuration_xmatching import XMatchingConfig
 from .gathering import gather_rows
 from .losses import hardest_hinge_loss, hinge_loss, info_nce_loss, paired_hinge_loss, sigmoid_loss
 from .sentence_transformers_files import write_sentence_transformers_files
-from .towers import build_tower, load_tower, tower_width, unsharded
+from .towers import build_tower, load_tower, rest_frozen_parts, tower_width, trains, unsharded
 
 MAX_LOGIT_SCALE = 100.0  # CLIP's bound (2103.00020, section 2.5): a sharper softmax makes training unstable
 
@@ -125,6 +125,7 @@ class XMatchingModel(PreTrainedModel):
         self.hardness = 1.0  # of "hardest_hinge"; a trainer's warm-up raises it from 0
 
         self.post_init()
+        self.freeze_towers()
         self.train(self.training)
 
     @torch.no_grad()
@@ -144,20 +145,36 @@ class XMatchingModel(PreTrainedModel):
                     init.uniform_(layer.weight, -bound, bound)
                     init.uniform_(layer.bias, -bound, bound)
 
-    def _towers(self):
-        yield self.config.freeze_text_tower, self.text_model
-        yield self.config.freeze_vision_tower, self.vision_model
+    def freeze_towers(self) -> None:
+        """Freezes what the config says is frozen. Once, when the model is made: what is unfrozen or added later stays so."""
+        for side in ("text", "vision"):
+            if getattr(self.config, f"freeze_{side}_tower"):
+                self.tower(side).requires_grad_(False)
+
+    def tower(self, side: str) -> PreTrainedModel:
+        """Args: side, "text" or "vision"."""
+        return {"text": self.text_model, "vision": self.vision_model}[side]
+
+    def is_frozen(self, side: str) -> bool:
+        """Whether nothing in the tower trains, so that it gives the same states as long as it lives. Args: as `tower`."""
+        return not trains(self.tower(side))
 
     def train(self, mode: bool = True):
-        """As `nn.Module.train`, but a frozen tower stays in evaluation mode: no dropout, no moving batch statistics.
-
-        Its parameters are frozen here too: `from_pretrained` makes parameters anew, all of them trainable, and ends in `eval()`.
-        """
+        """As `nn.Module.train`, but what is frozen stays in evaluation mode: no dropout in a frozen tower, no moving statistics
+        in a frozen batch norm."""
         super().train(mode)
-        for frozen, tower in self._towers():
-            if frozen:
-                tower.eval().requires_grad_(False)
+        for tower in (self.text_model, self.vision_model):
+            rest_frozen_parts(tower)
         return self
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As transformers', which makes parameters anew, all of them trainable: those of frozen towers are frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
+        model.freeze_towers()
+        model.train(model.training)
+        return loaded
 
     def pool_text(self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None, **kwargs):
         """Tower and pooling: (the tower's output, pooled states (B, k * width) that the head takes)."""
@@ -165,7 +182,7 @@ class XMatchingModel(PreTrainedModel):
         optional = {"token_type_ids": token_type_ids, "position_ids": position_ids}
         kwargs |= {name: value for name, value in optional.items() if value is not None}
         kwargs["output_hidden_states"] = kwargs.get("output_hidden_states", False) or layers > 1
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_text_tower):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.text_model)):
             output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         states = torch.cat(output.hidden_states[-layers:], -1) if layers > 1 else output.last_hidden_state
         if self.config.text_pooling == "first":  # states: (B, T, k * width)
@@ -177,7 +194,7 @@ class XMatchingModel(PreTrainedModel):
 
     def pool_image(self, pixel_values, **kwargs):
         """Tower and pooling: (the tower's output, pooled states (B, width) that the head takes)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_vision_tower):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.vision_model)):
             output = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
         states = output.last_hidden_state  # (B, tokens, width), or a feature map (B, width, height, width)
         pooled = getattr(output, "pooler_output", None)

@@ -64,6 +64,20 @@ def as_sequence(states: torch.Tensor) -> torch.Tensor:
     return states if states.ndim == 3 else states.flatten(2).transpose(1, 2)
 
 
+def trains(module: torch.nn.Module) -> bool:
+    """Whether any parameter in it does."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def rest_frozen_parts(tower: torch.nn.Module) -> None:
+    """Puts into evaluation mode what no step may move: a tower in which nothing trains; of any other, its frozen batch norms."""
+    if not trains(tower):
+        tower.eval()
+    for module in tower.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.affine and not trains(module):
+            module.eval()
+
+
 @contextmanager
 def evaluating(model: torch.nn.Module):
     """Evaluation mode meanwhile, put back afterwards: with dropout a vector or a ranking would be a random one."""
