@@ -34,7 +34,8 @@ class XMatchingOutput(ModelOutput):
     logits_per_image (image batch, text batch): cosine, times the learned scale and plus the bias where the loss has them.
     logits_per_text (text batch, image batch): its transpose.
     text_embeds (text batch, projection_dim), image_embeds (image batch, projection_dim): L2-normalised.
-    text_model_output, vision_model_output: what `get_text_features` and `get_image_features` returned.
+    text_model_output, vision_model_output: what `get_text_features` and `get_image_features` returned; only where
+        `output_hidden_states` or `output_attentions` asks for it, in the call or in the config.
     """
 
     loss: torch.FloatTensor | None = None
@@ -82,10 +83,9 @@ class Head(nn.Module):
         return pooled
 
 
-def embedding(vectors: torch.Tensor, output=None) -> BaseModelOutputWithPooling:
-    """L2-normalised vectors (B, projection_dim) as `pooler_output`, with what else the tower gave."""
-    fields = ("last_hidden_state", "hidden_states", "attentions")
-    rest = {name: getattr(output, name, None) for name in fields}
+def embedding(vectors: torch.Tensor, output=None, asked: tuple[str, ...] = ()) -> BaseModelOutputWithPooling:
+    """L2-normalised vectors (B, projection_dim) as `pooler_output`, with the tower's last states and what else is asked for."""
+    rest = {name: getattr(output, name, None) for name in ("last_hidden_state", *asked)}
     return BaseModelOutputWithPooling(pooler_output=F.normalize(vectors, dim=-1), **rest)
 
 
@@ -176,11 +176,18 @@ class XMatchingModel(PreTrainedModel):
         model.train(model.training)
         return loaded
 
+    def asked(self, kwargs: dict) -> tuple[str, ...]:
+        """Which of "hidden_states" and "attentions" are to be returned: `output_...` in the keywords, else in the config."""
+        names, config = ("hidden_states", "attentions"), self.config
+        given = {name: kwargs.get(f"output_{name}") for name in names}
+        return tuple(n for n in names if (getattr(config, f"output_{n}") if given[n] is None else given[n]))
+
     def pool_text(self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None, **kwargs):
         """Tower and pooling: (the tower's output, pooled states (B, k * width) that the head takes)."""
         layers = self.config.text_pooling_layers
         optional = {"token_type_ids": token_type_ids, "position_ids": position_ids}
         kwargs |= {name: value for name, value in optional.items() if value is not None}
+        kwargs |= {f"output_{name}": True for name in self.asked(kwargs)}
         kwargs["output_hidden_states"] = kwargs.get("output_hidden_states", False) or layers > 1
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.text_model)):
             output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
@@ -194,6 +201,7 @@ class XMatchingModel(PreTrainedModel):
 
     def pool_image(self, pixel_values, **kwargs):
         """Tower and pooling: (the tower's output, pooled states (B, width) that the head takes)."""
+        kwargs |= {f"output_{name}": True for name in self.asked(kwargs)}
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.vision_model)):
             output = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
         states = output.last_hidden_state  # (B, tokens, width), or a feature map (B, width, height, width)
@@ -209,10 +217,11 @@ class XMatchingModel(PreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """
         Args: input_ids (B, T); attention_mask (B, T), 1 for tokens and 0 for padding, all ones when absent.
-        Returns the tower's output with `pooler_output` (B, projection_dim), L2-normalised.
+        Returns `pooler_output` (B, projection_dim), L2-normalised, and the tower's `last_hidden_state`; with
+            `output_hidden_states` or `output_attentions` those, too.
         """
         output, pooled = self.pool_text(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
-        return embedding(self.text_head(pooled), output)
+        return embedding(self.text_head(pooled), output, self.asked(kwargs))
 
     def get_image_features(
         self, pixel_values=None, pixel_attention_mask=None, spatial_shapes=None, **kwargs
@@ -220,12 +229,13 @@ class XMatchingModel(PreTrainedModel):
         """
         Args: pixel_values (B, 3, height, width); of a tower that sees patches (SigLIP 2) what its processor gives, with
             pixel_attention_mask and spatial_shapes.
-        Returns the tower's output with `pooler_output` (B, projection_dim), L2-normalised.
+        Returns `pooler_output` (B, projection_dim), L2-normalised, and the tower's `last_hidden_state`; with
+            `output_hidden_states` or `output_attentions` those, too.
         """
         patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         kwargs |= {name: value for name, value in patches.items() if value is not None}
         output, pooled = self.pool_image(pixel_values, **kwargs)
-        return embedding(self.vision_head(pooled), output)
+        return embedding(self.vision_head(pooled), output, self.asked(kwargs))
 
     def scale(self) -> torch.Tensor | float:
         """The inverse temperature that multiplies cosines; 1 for losses without one."""
@@ -305,8 +315,9 @@ class XMatchingModel(PreTrainedModel):
             logits_per_text=logits,
             text_embeds=None if text is None else text.pooler_output,
             image_embeds=None if vision is None else vision.pooler_output,
-            text_model_output=text,
-            vision_model_output=vision,
+            # accelerate copies every tensor of the output to float32 under mixed precision: no more of them than are wanted
+            text_model_output=text if self.asked(kwargs) else None,
+            vision_model_output=vision if self.asked(kwargs) else None,
         )
         return output if return_dict is None or return_dict else output.to_tuple()
 

@@ -254,6 +254,28 @@ def test_one_side_alone_gives_its_embeddings_and_the_tuple_form_keeps_the_order(
     assert torch.equal(model(**inputs, return_dict=False)[0], both.loss)
 
 
+def test_states_are_returned_to_those_who_ask_alone():
+    model, inputs = tiny(vision="vit").eval(), batch()
+    text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    alone = {"loss", "logits_per_image", "logits_per_text", "text_embeds", "image_embeds"}
+    assert set(model(**inputs)) == alone == set(model(**inputs, output_hidden_states=False))
+    features = model.get_text_features(**text)  # four layers are pooled, so the tower gives all of them
+    assert set(features) == {"last_hidden_state", "pooler_output"}
+
+    asked = model(**inputs, output_hidden_states=True)
+    assert set(asked) == alone | {"text_model_output", "vision_model_output"}
+    states = model.text_model(**text, output_hidden_states=True).hidden_states
+    for output in (asked.text_model_output, model.get_text_features(**text, output_hidden_states=True)):
+        assert all(torch.equal(*pair) for pair in zip(output.hidden_states, states, strict=True))
+    assert len(asked.vision_model_output.hidden_states) == 3 and "attentions" not in asked.text_model_output
+    model.config.output_hidden_states = True
+    assert len(model(**inputs).vision_model_output.hidden_states) == 3
+    assert "hidden_states" not in model.get_text_features(**text, output_hidden_states=False)
+    model.set_attn_implementation("eager")
+    attentions = model(**inputs, output_attentions=True, output_hidden_states=False).text_model_output
+    assert attentions.attentions[0].shape == (4, 2, 6, 6) and "hidden_states" not in attentions
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
