@@ -56,7 +56,7 @@ def main(argv=None, prog=None):
     run.check_batches(args, model.config.loss_type, None if data_args.streaming else len(captions))
 
     # datasets.map -> batches
-    collator = Collator(processor.tokenizer)
+    collator = Collator(processor.tokenizer, processor.padded)
     rows = DualEncoderRows(splits, model, processor, collator, data_args, args)
     with args.main_process_first(desc="preprocessing"):
         train = rows.training() if args.do_train else None

@@ -22,9 +22,19 @@ from .configuration_xmatching import XMatchingConfig
 from .gathering import gather_rows
 from .losses import hardest_hinge_loss, hinge_loss, info_nce_loss, paired_hinge_loss, sigmoid_loss
 from .sentence_transformers_files import write_sentence_transformers_files
-from .towers import build_tower, load_tower, rest_frozen_parts, tower_width, trains, unsharded
+from .towers import (
+    build_tower,
+    load_tower,
+    pooler_width,
+    rest_frozen_parts,
+    tower_width,
+    trains,
+    unsharded,
+)
+from .two_towers import fill_head, is_two_towers, load_two_towers, own_fields
 
-MAX_LOGIT_SCALE = 100.0  # CLIP's bound (2103.00020, section 2.5): a sharper softmax makes training unstable
+# CLIP's bound (2103.00020, section 2.5): a sharper softmax makes training unstable. SigLIP's sigmoids have none; its own is 117.
+MAX_LOGIT_SCALE = 100.0
 
 
 @dataclass
@@ -50,6 +60,13 @@ class XMatchingOutput(ModelOutput):
         return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
 
 
+class HeadLayer(nn.Linear):
+    """A layer of a head, and how it starts. Said here and not in `Head`: transformers asks `_init_weights` only for modules that
+    have parameters of their own."""
+
+    starts_as_identity = False
+
+
 class Head(nn.Module):
     """Pooled tower state (B, width) -> embedding (B, projection_dim).
 
@@ -68,7 +85,9 @@ class Head(nn.Module):
             )
         sizes = {"none": [], "linear": [projection_dim], "mlp": [*hidden_sizes, projection_dim]}[kind]
         self.kind, self.power = kind, power
-        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in zip([width, *sizes], sizes, strict=False))
+        self.layers = nn.ModuleList(HeadLayer(n_in, n_out) for n_in, n_out in zip([width, *sizes], sizes, strict=False))
+        if kind == "linear":
+            self.layers[0].starts_as_identity = width == projection_dim
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
@@ -114,7 +133,8 @@ class XMatchingModel(PreTrainedModel):
                 f"text_pooling_layers={config.text_pooling_layers}, but the text tower has {layers} layers"
             )
         head = (config.head_hidden_sizes, config.head_dropout, config.projection_dim)
-        text_width = tower_width(self.text_model) * config.text_pooling_layers
+        width_of = pooler_width if config.text_pooling == "pooler" else tower_width
+        text_width = width_of(self.text_model) * config.text_pooling_layers
         self.text_head = Head(config.text_head, text_width, *head, config.text_head_power)
         self.vision_head = Head(config.vision_head, tower_width(self.vision_model), *head, config.vision_head_power)
         # log of the inverse temperature, and a bias; only where the loss learns them, so that every parameter has a gradient.
@@ -135,15 +155,14 @@ class XMatchingModel(PreTrainedModel):
                 init.constant_(module.logit_scale, math.log(self.config.logit_scale_init))
             if module.logit_bias is not None:
                 init.constant_(module.logit_bias, self.config.logit_bias_init)
-        elif isinstance(module, Head):  # towers initialise themselves
-            for layer in module.layers:
-                if module.kind == "linear" and layer.in_features == layer.out_features:
-                    init.eye_(layer.weight)
-                    init.zeros_(layer.bias)
-                else:  # nn.Linear's own start, as in Maria
-                    bound = layer.in_features**-0.5
-                    init.uniform_(layer.weight, -bound, bound)
-                    init.uniform_(layer.bias, -bound, bound)
+        elif isinstance(module, HeadLayer):  # towers initialise themselves
+            if module.starts_as_identity:
+                init.eye_(module.weight)
+                init.zeros_(module.bias)
+            else:  # nn.Linear's own start, as in Maria
+                bound = module.in_features**-0.5
+                init.uniform_(module.weight, -bound, bound)
+                init.uniform_(module.bias, -bound, bound)
 
     def freeze_towers(self) -> None:
         """Freezes what the config says is frozen. Once, when the model is made: what is unfrozen or added later stays so."""
@@ -192,7 +211,10 @@ class XMatchingModel(PreTrainedModel):
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.text_model)):
             output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         states = torch.cat(output.hidden_states[-layers:], -1) if layers > 1 else output.last_hidden_state
-        if self.config.text_pooling == "first":  # states: (B, T, k * width)
+        pooled = getattr(output, "pooler_output", None)
+        if self.config.text_pooling == "pooler" and pooled is not None:
+            return output, pooled
+        if self.config.text_pooling != "mean":  # states: (B, T, k * width)
             return output, states[:, 0]
         if attention_mask is None:
             return output, states.mean(1)
@@ -239,7 +261,10 @@ class XMatchingModel(PreTrainedModel):
 
     def scale(self) -> torch.Tensor | float:
         """The inverse temperature that multiplies cosines; 1 for losses without one."""
-        return 1.0 if self.logit_scale is None else unsharded(self.logit_scale).exp().clamp(max=MAX_LOGIT_SCALE)
+        if self.logit_scale is None:
+            return 1.0
+        scale = unsharded(self.logit_scale).exp()
+        return scale.clamp(max=MAX_LOGIT_SCALE) if self.config.loss_type == "info_nce" else scale
 
     def compute_loss(self, text_embeds, image_embeds, image_ids=None) -> torch.Tensor:
         """The loss of `config.loss_type` over a batch of embeddings (B, D); see `losses.py`."""
@@ -339,8 +364,11 @@ class XMatchingModel(PreTrainedModel):
     ) -> "XMatchingModel":
         """Two towers, each pretrained (a name or a folder) or from scratch (a config), and fresh heads.
 
-        Of a two-tower checkpoint (CLIP, SigLIP) the fitting tower is taken. Other keywords are fields of XMatchingConfig.
+        Of a two-tower checkpoint (CLIP, SigLIP) the fitting tower is taken; both towers of one, and the model starts as that
+        checkpoint is, see `from_two_towers`. Other keywords are fields of XMatchingConfig.
         """
+        if is_two_towers(text_model_name_or_path, vision_model_name_or_path):
+            return cls.from_two_towers(load_two_towers(text_model_name_or_path), **kwargs)
         text = (
             load_tower(text_model_name_or_path, "text_config") if text_model_name_or_path else build_tower(text_config)
         )
@@ -350,6 +378,19 @@ class XMatchingModel(PreTrainedModel):
             vision = build_tower(vision_config)
         config = XMatchingConfig(text_config=text.config.to_dict(), vision_config=vision.config.to_dict(), **kwargs)
         return cls(config, text_model=text, vision_model=vision)
+
+    @classmethod
+    def from_two_towers(cls, whole: PreTrainedModel, **kwargs) -> "XMatchingModel":
+        """A CLIP or SigLIP with its own pooling, projections, scale and bias: the same logits, before anything is trained.
+
+        Keywords are fields of XMatchingConfig, in place of the model's own.
+        """
+        text, vision, fields = whole.text_model, whole.vision_model, own_fields(whole) | kwargs
+        config = XMatchingConfig(text_config=text.config.to_dict(), vision_config=vision.config.to_dict(), **fields)
+        model = cls(config, text_model=text, vision_model=vision)
+        fill_head(model.text_head, getattr(whole, "text_projection", None))
+        fill_head(model.vision_head, getattr(whole, "visual_projection", None))
+        return model
 
 
 XMatchingModel.register_for_auto_class("AutoModel")

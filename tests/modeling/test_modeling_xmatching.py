@@ -68,6 +68,17 @@ def test_a_head_takes_the_power_of_its_state_and_the_power_travels(tmp_path):
         tiny(text_head_power=0)
 
 
+def test_a_linear_head_starts_as_the_identity_where_the_widths_agree():
+    model = tiny(text_pooling_layers=1, text_head="linear", vision_head="linear", projection_dim=16, vision="vit")
+    for head in (model.text_head, model.vision_head):
+        assert torch.equal(head.layers[0].weight, torch.eye(16)) and not head.layers[0].bias.any()
+    wider = tiny(text_pooling_layers=2, text_head="linear", vision_head="mlp", projection_dim=20, vision="vit")
+    for layer in (wider.text_head.layers[0], *wider.vision_head.layers):  # the middle one of the mlp is square
+        bound = layer.in_features**-0.5
+        assert bound / 2 < layer.weight.abs().max() <= bound and bound / 4 < layer.bias.abs().max() <= bound
+        assert layer.weight.diagonal().mean().abs() < bound / 2
+
+
 @pytest.mark.parametrize("vision", VISION_TOWERS)
 @pytest.mark.parametrize("text", TEXT_TOWERS)
 def test_every_tower_gives_unit_embeddings_of_the_same_width(text, vision):

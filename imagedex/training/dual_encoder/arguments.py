@@ -16,7 +16,9 @@ class XMatchingArguments:
 
     text_model_name_or_path: str | None = argument("Pretrained text tower, a folder or a Hub id.")
     text_config: str | None = argument("Text tower from scratch: a mapping with model_type (JSON on the command line).")
-    text_pooling: Literal["first", "mean"] | None = argument("First token, or the mean over tokens.")
+    text_pooling: Literal["pooler", "first", "mean"] | None = argument(
+        "The tower's pooled output, first token, or the mean over tokens."
+    )
     text_pooling_layers: int | None = argument("How many of the last layers are concatenated.")
     vision_pooling: Literal["pooler", "first", "mean"] | None = argument(
         "The tower's pooled output, first token, or mean."

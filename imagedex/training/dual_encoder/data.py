@@ -1,6 +1,7 @@
 """From a corpus to batches of the dual encoder: captions as tokens beside their pictures."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,19 +88,22 @@ class CaptionPairs(torch.utils.data.Dataset):
 
 @dataclass
 class Collator:
-    """Rows -> a batch: captions padded by the tokenizer, pictures one below the other.
+    """Rows -> a batch: captions padded as the processor pads them, pictures one below the other.
 
     Takes rows of captions, of pictures, or of both. Gives input_ids, attention_mask (B, T), pixel_values
     (B, 3, height, width) float32, kept states (B, width) and image_ids (B,) int64, each where the rows have it.
+
+    Args: pad, a processor's `padded`; without one the tokenizer pads to the longest.
     """
 
     tokenizer: object
+    pad: Callable[[list[dict]], dict] | None = None
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         batch = {}
         tokens = [{name: row[name] for name in self.tokenizer.model_input_names if name in row} for row in rows]
         if tokens[0]:
-            batch |= self.tokenizer.pad(tokens, return_tensors="pt")
+            batch |= self.pad(tokens) if self.pad else self.tokenizer.pad(tokens, return_tensors="pt")
         batch |= stacked(rows)
         if "text_states" in rows[0]:
             batch["text_states"] = torch.stack([row["text_states"] for row in rows])
