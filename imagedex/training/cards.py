@@ -10,6 +10,7 @@ from imagedex import DATA
 from imagedex.corpora import RetrievalSplits
 from imagedex.corpora.arguments import CorpusArguments
 from imagedex.files import write_atomically
+from imagedex.training.adapters import reaches
 from imagedex.training.publishing import public_name
 
 TEMPLATES = DATA / "model_cards"
@@ -165,7 +166,12 @@ def write_model_card(
 
 
 def write_xmatching_card(path: Path | str, trainer, facts: CardFacts) -> None:
-    write_model_card(path, "xmatching", trainer.model, trainer.args, facts)
+    model, args = trainer.model, trainer.args
+    states = {}
+    for side in ("text", "vision"):
+        frozen = f"LoRA of rank {args.lora_rank}" if reaches(model.tower(side), args) else "frozen"
+        states[f"{side}_state"] = frozen if getattr(model.config, f"freeze_{side}_tower") else "trained"
+    write_model_card(path, "xmatching", model, args, facts, **states)
 
 
 def write_dsi_card(

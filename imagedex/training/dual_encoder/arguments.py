@@ -62,6 +62,14 @@ class XMatchingTrainingArguments(RunArguments):
     """What only the dual encoder's training knows."""
 
     text_learning_rate: float | None = argument("Learning rate of the text tower; by default learning_rate.")
+    lora_rank: int | None = argument(
+        "Fine-tune the frozen towers with LoRA of this rank (pip install 'imagedex[peft]'); saved merged into the model."
+    )
+    lora_alpha: float | None = argument("LoRA's products count alpha / rank times; by default alpha is twice the rank.")
+    lora_dropout: float = argument("Dropout before LoRA's products.", 0.0)
+    lora_target_modules: list[str] | None = argument(
+        "Last names of the layers that LoRA fine-tunes, such as query value; by default every linear one of a tower."
+    )
     gradient_cache_chunk_size: int | None = argument(
         "Rows of a batch that are in memory at once: gradient caching trains with batches of thousands on one device, with "
         "the gradients of the plain step, for one more forward pass."
@@ -79,6 +87,7 @@ class XMatchingTrainingArguments(RunArguments):
         super().__post_init__()
         if self.gradient_cache_chunk_size is not None and self.gradient_cache_chunk_size < 1:
             raise ValueError(f"--gradient_cache_chunk_size is {self.gradient_cache_chunk_size}; give 1 row or more")
+        self.check_lora()
         if self.hardest_warmup_steps < 0:
             raise ValueError(f"--hardest_warmup_steps is {self.hardest_warmup_steps}; give 0 or more")
         if self.five_fold and self.compare_with_baselines:
@@ -89,3 +98,15 @@ class XMatchingTrainingArguments(RunArguments):
         self.label_names = ["image_ids"]
         if not self.shuffle_every_epoch:
             self.train_sampling_strategy = "sequential"  # of captions that were shuffled once
+
+    def check_lora(self):
+        for name, least in (("lora_rank", 1), ("lora_alpha", 1e-6)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name} is {value}; it is more than 0")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"--lora_dropout is {self.lora_dropout}; give a share from 0 to below 1")
+        if self.lora_rank is None and (self.lora_alpha or self.lora_dropout or self.lora_target_modules):
+            raise ValueError(
+                "--lora_alpha, --lora_dropout and --lora_target_modules say how --lora_rank trains; give it too"
+            )
