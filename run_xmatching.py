@@ -26,7 +26,6 @@ def main(argv=None, prog=None):
     # what takes seconds to import comes after the arguments are known: --help and a mistake answer at once
     from imagedex.corpora import load_splits, training_captions
     from imagedex.training import logs, results, run
-    from imagedex.training.adapters import add_adapters, check_adapters
     from imagedex.training.cards import CardFacts, write_xmatching_card
     from imagedex.training.dual_encoder.data import Collator, DualEncoderRows
     from imagedex.training.dual_encoder.streaming import check_streaming, first_captions, load_streamed_splits
@@ -38,7 +37,6 @@ def main(argv=None, prog=None):
     data_args.require_corpus()
     check_towers(model_args, xmatching_args)
     check_streaming(data_args, args)
-    check_adapters(args)
     life = run.Run(args, model_args, xmatching_args, data_args)
     if life.finished:
         return results.say_again(life)
@@ -55,8 +53,6 @@ def main(argv=None, prog=None):
     text_tower, style = xmatching_args.text_model_name_or_path, {"max_text_length": data_args.max_text_length}
     processor = build_processor(model_args, whole, text_tower, data_args.image_size, captions, style)
     model = build_model(model_args, xmatching_args, processor)
-    if args.lora_rank and args.do_train and not life.trained:
-        add_adapters(model, args)
     run.check_batches(args, model.config.loss_type, None if data_args.streaming else len(captions))
 
     # datasets.map -> batches

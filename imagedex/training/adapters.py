@@ -10,7 +10,6 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from torch import nn
-from transformers.utils import is_peft_available
 
 from imagedex.errors import UserError
 
@@ -18,18 +17,6 @@ logger = logging.getLogger(__name__)
 
 ADAPTERS = "adapters.safetensors"
 NAME = "default"  # peft's, of the one adapter that a layer has here
-
-
-def check_adapters(args) -> None:
-    """Before anything is read: what `--lora_rank` cannot go with, and what it needs. Raises `UserError`."""
-    if not args.lora_rank or not args.do_train:
-        return
-    if not is_peft_available():
-        raise UserError("--lora_rank needs peft: pip install 'imagedex[peft]'")
-    if args.keep_states:
-        raise UserError(
-            "--keep_states keeps what frozen towers give, and with --lora_rank they change: leave one of them out"
-        )
 
 
 def linear_layers(tower: nn.Module, targets: list[str] | None = None) -> list[str]:
@@ -51,36 +38,42 @@ def has_adapters(module: nn.Module) -> bool:
     return any(hasattr(part, "lora_A") for part in module.modules())
 
 
-def add_adapters(model, args) -> None:
-    """Gives every frozen tower its adapters, of which nothing is felt before the first step; what they are is logged.
+def adapter_layers(model, args) -> dict[str, list[str]]:
+    """Of each frozen tower the layers that get adapters. Raises `UserError` where no tower is frozen, or no layer is meant.
 
-    Args: args, with `lora_rank`, `lora_alpha` (None: twice the rank), `lora_dropout` and `lora_target_modules` (None: every
-        linear layer).
-    Raises `UserError` where no tower is frozen, or none of a tower's layers is meant.
+    Args: args, with `lora_rank` and `lora_target_modules` (None: every linear layer).
     """
-    import peft
-
     frozen = [side for side in ("text", "vision") if model.is_frozen(side)]
     if not frozen:
         raise UserError("--lora_rank fine-tunes frozen towers, and here both are trained as a whole; leave it out")
-    reached = {side: linear_layers(model.tower(side), args.lora_target_modules) for side in frozen}
-    for side, names in reached.items():
-        if not names and (args.lora_target_modules or len(reached) == 1):
+    layers = {side: linear_layers(model.tower(side), args.lora_target_modules) for side in frozen}
+    for side, names in layers.items():
+        if not names and (args.lora_target_modules or len(layers) == 1):
             kinds = sorted({name.rpartition(".")[2] for name in linear_layers(model.tower(side))})
             raise UserError(
                 f"--lora_rank: no layer of the {side} tower is meant; its linear ones are {', '.join(kinds) or 'none'}"
             )
+    return layers
+
+
+def add_adapters(model, args) -> None:
+    """Gives every frozen tower its adapters, of which nothing is felt before the first step; what they are is logged.
+
+    Args: args, as in `adapter_layers`, with `lora_alpha` (None: twice the rank) and `lora_dropout`.
+    """
+    import peft
+
+    layers = adapter_layers(model, args)
+    for side, names in layers.items():
         if not names:
             logger.warning("the %s tower has no linear layer for --lora_rank: it stays as it is", side)
             continue
+        alpha = args.lora_alpha or 2 * args.lora_rank
         config = peft.LoraConfig(
-            r=args.lora_rank,
-            lora_alpha=args.lora_alpha or 2 * args.lora_rank,
-            lora_dropout=args.lora_dropout,
-            target_modules=names,
+            r=args.lora_rank, lora_alpha=alpha, lora_dropout=args.lora_dropout, target_modules=names
         )
         peft.inject_adapter_in_model(config, model.tower(side))
-    counts = " and ".join(f"{len(names)} layers of the {side} tower" for side, names in reached.items() if names)
+    counts = " and ".join(f"{len(names)} layers of the {side} tower" for side, names in layers.items() if names)
     numbers = [sum(p.numel() for p in model.parameters() if p.requires_grad or whole) for whole in (False, True)]
     logger.info(
         "LoRA of rank %d beside %s: %s of %s numbers train", args.lora_rank, counts, *(f"{n:,}" for n in numbers)

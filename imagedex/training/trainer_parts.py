@@ -5,7 +5,6 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
-from imagedex.errors import UserError
 from imagedex.training.adapters import has_adapters, load_adapters, merged_weights, save_adapters
 from imagedex.training.logs import TrainingLog
 from imagedex.training.publishing import PublishingMixin
@@ -19,12 +18,6 @@ class TowerTrainerMixin(PublishingMixin):
         for printer in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
             self.remove_callback(printer)
         self.add_callback(TrainingLog)
-        self.has_adapters = has_adapters(self.model)
-        if self.has_adapters and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise UserError(
-                "--lora_rank works on one device and with DDP, not with FSDP or DeepSpeed; leave it out, or launch with "
-                "accelerate_configs/multi_gpu.yaml"
-            )
 
     def tower_rates(self) -> dict[str, float | None]:
         """How a tower's parameters are named -> its learning rate; None: `learning_rate`."""
@@ -65,10 +58,11 @@ class TowerTrainerMixin(PublishingMixin):
 
     def _save(self, output_dir=None, state_dict=None):
         """As Trainer; of a model with adapters the merged one, and in a checkpoint all that trains, to go on from."""
-        if self.has_adapters:
+        adapted = has_adapters(self.model)
+        if adapted:
             state_dict = merged_weights(self.model)
         super()._save(output_dir, state_dict)
-        if self.has_adapters and self.args.should_save and output_dir not in (None, self.args.output_dir):
+        if adapted and self.args.should_save and output_dir not in (None, self.args.output_dir):
             save_adapters(self.model, output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):

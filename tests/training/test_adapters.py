@@ -20,6 +20,7 @@ from imagedex.configuration.configuration_xmatching import XMatchingConfig
 from imagedex.errors import UserError
 from imagedex.modeling.modeling_xmatching import XMatchingModel
 from imagedex.training import adapters
+from imagedex.training.dual_encoder import arguments as dual_encoder_arguments
 from imagedex.training.dual_encoder.arguments import XMatchingTrainingArguments
 
 
@@ -226,7 +227,7 @@ def test_wrong_use_is_one_line_and_status_2(run, name, capfd, towers):
 
 
 def test_without_peft_it_is_said_what_to_install(run, monkeypatch):
-    monkeypatch.setattr(adapters, "is_peft_available", lambda: False)
+    monkeypatch.setattr(dual_encoder_arguments, "is_peft_available", lambda: False)
     with pytest.raises(UserError, match=r"pip install 'imagedex\[peft\]'"):
         run("--output_dir", "out")
 

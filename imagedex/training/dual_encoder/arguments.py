@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from transformers.utils import is_peft_available
+
 from imagedex.command_line import argument, read_config
 from imagedex.training.arguments import RunArguments
 
@@ -100,6 +102,7 @@ class XMatchingTrainingArguments(RunArguments):
             self.train_sampling_strategy = "sequential"  # of captions that were shuffled once
 
     def check_lora(self):
+        """Raises a `ValueError` for LoRA's arguments out of range, or beside what they cannot go with."""
         for name, least in (("lora_rank", 1), ("lora_alpha", 1e-6)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -110,3 +113,9 @@ class XMatchingTrainingArguments(RunArguments):
             raise ValueError(
                 "--lora_alpha, --lora_dropout and --lora_target_modules say how --lora_rank trains; give it too"
             )
+        if self.lora_rank and self.do_train and self.keep_states:
+            raise ValueError(
+                "--keep_states keeps what frozen towers give, and with --lora_rank they change: leave one of them out"
+            )
+        if self.lora_rank and self.do_train and not is_peft_available():
+            raise ValueError("--lora_rank needs peft: pip install 'imagedex[peft]'")

@@ -12,6 +12,7 @@ from transformers.trainer_utils import speed_metrics
 from imagedex.errors import UserError
 from imagedex.evaluation.exact import retrieval_metrics, top_k
 from imagedex.modeling.sentence_transformers_files import FILES
+from imagedex.training.adapters import adapter_layers, add_adapters, has_adapters
 from imagedex.training.dual_encoder.data import RetrievalEvaluation
 from imagedex.training.dual_encoder.gradient_cache import batch_statistics, cached_step
 from imagedex.training.dual_encoder.streaming import CaptionStream
@@ -26,13 +27,22 @@ class XMatchingTrainer(TowerTrainerMixin, Trainer):
     batch_statistics_said = False
     travelling = (*TowerTrainerMixin.travelling, *FILES)
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if self.args.gradient_cache_chunk_size and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise UserError(
-                "--gradient_cache_chunk_size works on one device and with DDP, not with FSDP or DeepSpeed; leave it out, "
-                "or launch with accelerate_configs/multi_gpu.yaml"
-            )
+    def __init__(self, model=None, args=None, **kwargs):
+        if args.lora_rank and args.do_train:
+            adapter_layers(model, args)  # what is wrong is said before anything is written
+        super().__init__(model=model, args=args, **kwargs)
+        for name in ("gradient_cache_chunk_size", "lora_rank"):
+            if getattr(self.args, name) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                raise UserError(
+                    f"--{name} works on one device and with DDP, not with FSDP or DeepSpeed; leave it out, or launch with "
+                    "accelerate_configs/multi_gpu.yaml"
+                )
+
+    def train(self, *args, **kwargs):
+        """As Trainer, with adapters where the arguments ask for them: a model that is only judged or saved again has none."""
+        if self.args.lora_rank and not has_adapters(self.model):
+            add_adapters(self.model, self.args)
+        return super().train(*args, **kwargs)
 
     def get_train_dataloader(self):
         """As Trainer; a stream brings its own, since its rows are this process's already."""
