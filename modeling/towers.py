@@ -29,12 +29,15 @@ def build_tower(config) -> PreTrainedModel:
     return (made.from_config if hasattr(made, "from_config") else made._from_config)(config, **kwargs)
 
 
-def load_tower(name_or_path: str, part: str, **kwargs) -> PreTrainedModel:
-    """A pretrained tower; `part` ("text_config" or "vision_config") says which half of a two-tower model (CLIP) to take."""
+def load_tower(name_or_path: str, part: str) -> PreTrainedModel:
+    """A pretrained tower; `part` ("text_config" or "vision_config") says which half of a two-tower model (CLIP) to take.
+
+    In float32 even where it was saved in half precision: heads are float32, and small steps are lost on half-precision weights.
+    """
     config = AutoConfig.from_pretrained(name_or_path)
     config = getattr(config, part, config)
     made, own = tower_class(config)
-    return made.from_pretrained(name_or_path, config=config, **own, **kwargs)
+    return made.from_pretrained(name_or_path, config=config, dtype=torch.float32, **own)
 
 
 def tower_width(tower: PreTrainedModel) -> int:

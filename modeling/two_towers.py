@@ -1,5 +1,7 @@
 """Both halves of one CLIP or SigLIP: what of the whole checkpoint XMatchingModel takes over, so that it starts as that one is."""
 
+from pathlib import Path
+
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
@@ -14,14 +16,14 @@ TWO_TOWERS = {
 
 def is_two_towers(text_name_or_path: str | None, vision_name_or_path: str | None) -> bool:
     """Whether both towers are the halves of one checkpoint (CLIP, SigLIP) that can be started from as it is."""
-    if not text_name_or_path or text_name_or_path != vision_name_or_path:
+    if not text_name_or_path or not vision_name_or_path or Path(text_name_or_path) != Path(vision_name_or_path):
         return False
     return AutoConfig.from_pretrained(text_name_or_path).model_type in TWO_TOWERS
 
 
 def load_two_towers(name_or_path: str) -> PreTrainedModel:
-    """The whole model, its towers named as if each had been loaded by itself."""
-    whole = AutoModel.from_pretrained(name_or_path)
+    """The whole model in float32, its towers named as if each had been loaded by itself."""
+    whole = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
     for tower in (whole.text_model, whole.vision_model):
         tower.config._name_or_path = str(name_or_path)
     return whole

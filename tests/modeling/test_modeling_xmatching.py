@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoConfig, BertModel, CLIPConfig, CLIPModel
+from transformers import AutoConfig, AutoModel, BertModel, CLIPConfig, CLIPModel
 
 from imagedex.configuration.configuration_xmatching import XMatchingConfig
 from imagedex.modeling.modeling_xmatching import XMatchingModel
@@ -204,6 +204,21 @@ def test_pretrained_towers_come_in_unchanged(tmp_path):
     original = clip.vision_model.state_dict()
     for name, value in model.vision_model.state_dict().items():
         assert torch.equal(value, original[name.removeprefix("vision_model.")]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_towers_saved_in_half_precision_train_in_float32(tmp_path, dtype):
+    text = BertModel(AutoConfig.for_model("bert", vocab_size=40, **TEXT_TOWERS["bert"])).to(dtype)
+    text.save_pretrained(tmp_path / "text")
+    vision = AutoConfig.for_model("vit", **VISION_TOWERS["vit"])
+    AutoModel.from_config(vision).to(dtype).save_pretrained(tmp_path / "vision")
+    model = XMatchingModel.from_text_vision_pretrained(tmp_path / "text", tmp_path / "vision", projection_dim=8)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model(**batch()).loss.isfinite()
+    for name, value in text.state_dict().items():
+        assert name.startswith("pooler") or torch.equal(model.text_model.state_dict()[name], value.float()), name
+    model.save_pretrained(tmp_path / "saved")
+    assert XMatchingModel.from_pretrained(tmp_path / "saved").dtype == torch.float32
 
 
 def test_captions_of_one_picture_are_no_negatives_unless_asked():
