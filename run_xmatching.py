@@ -27,7 +27,7 @@ def main(argv=None, prog=None):
     from imagedex.corpora import load_splits, training_captions
     from imagedex.training import logs, results, run
     from imagedex.training.cards import CardFacts, write_xmatching_card
-    from imagedex.training.dual_encoder.data import Collator, DualEncoderRows
+    from imagedex.training.dual_encoder.data import DualEncoderRows
     from imagedex.training.dual_encoder.streaming import check_streaming, first_captions, load_streamed_splits
     from imagedex.training.dual_encoder.trainer import XMatchingTrainer
     from imagedex.training.processors import build_processor
@@ -57,7 +57,7 @@ def main(argv=None, prog=None):
     run.check_batches(args, model.config.loss_type, None if data_args.streaming else len(captions))
 
     # datasets.map -> batches
-    rows = DualEncoderRows(splits, model, processor, Collator(processor.tokenizer), data_args, args)
+    rows = DualEncoderRows(splits, model, processor, data_args, args)
     with args.main_process_first(desc="preprocessing"):
         train = rows.training() if args.do_train else None
         evaluation = rows.evaluation() if splits.evaluation is not None else None

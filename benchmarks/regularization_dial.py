@@ -29,7 +29,7 @@ from imagedex import command_line  # noqa: E402
 from imagedex.corpora import load_splits, training_captions  # noqa: E402
 from imagedex.evaluation.exact import ranks_by_blocks, with_bias  # noqa: E402
 from imagedex.modeling.caption_bank import CaptionBank  # noqa: E402
-from imagedex.training.dual_encoder.data import Collator, DualEncoderRows  # noqa: E402
+from imagedex.training.dual_encoder.data import DualEncoderRows  # noqa: E402
 from imagedex.training.dual_encoder.head_start import HeadFitter, LinearHeads, Spectra  # noqa: E402
 from imagedex.training.processors import build_processor  # noqa: E402
 from imagedex.training.towers import build_model  # noqa: E402
@@ -66,7 +66,7 @@ class Split:
             whole = "model_name_or_path", None
             processor = build_processor(model_args, whole, text_tower, None, training_captions(splits), style)
             model = build_model(model_args, xmatching_args, processor)
-            rows = DualEncoderRows(splits, model, processor, Collator(processor.tokenizer), data, args)
+            rows = DualEncoderRows(splits, model, processor, data, args)
             self.train, evaluation = rows.training(), rows.evaluation()
             rows.keep_states(self.train, evaluation)
         powers, names = (model.config.text_head_power, model.config.vision_head_power), splits.train["image_id"][:]

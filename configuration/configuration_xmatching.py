@@ -17,7 +17,8 @@ class XMatchingConfig(PreTrainedConfig):
     Args:
         text_config (`dict` or `PreTrainedConfig`): any text tower AutoModel knows, with its `model_type`.
         vision_config (`dict` or `PreTrainedConfig`): any vision tower AutoModel knows, with its `model_type`.
-        text_pooling (`str`): `"first"` (first token) or `"mean"` (over the tokens that are not padding).
+        text_pooling (`str`): `"pooler"` (the tower's own pooled output where it has one, else the first token), `"first"`
+            (first token) or `"mean"` (over the tokens that are not padding).
         text_pooling_layers (`int`): how many of the last layers are concatenated before pooling.
         vision_pooling (`str`): `"pooler"` (the tower's own pooled output where it has one, else the first token),
             `"first"` (first token) or `"mean"` (over tokens or over the feature map).
@@ -28,7 +29,8 @@ class XMatchingConfig(PreTrainedConfig):
             long tails of states that come after a ReLU (Arandjelovic and Zisserman's square root, 10.1109/CVPR.2012.6248018).
         projection_dim (`int`): width of the space in which both sides meet.
         freeze_text_tower, freeze_vision_tower (`bool`): a frozen tower gets no gradient and stays in evaluation mode,
-            so neither its weights nor its batch statistics move.
+            so neither its weights nor its batch statistics move. Frozen when the model is made: what is unfrozen in it later, or
+            added to it (LoRA), trains.
         loss_type (`str`): which function of `modeling/losses.py`.
         loss_margin (`float`): margin of the hinge losses, in units of cosine (VSE++'s is 0.2, Maria's 0.5).
         loss_reduction (`str`): `"mean"` or `"sum"` over the hinge terms (Maria sums).
@@ -47,7 +49,7 @@ class XMatchingConfig(PreTrainedConfig):
 
     text_config: PreTrainedConfig | dict | None = None
     vision_config: PreTrainedConfig | dict | None = None
-    text_pooling: Literal["first", "mean"] = "mean"
+    text_pooling: Literal["pooler", "first", "mean"] = "mean"
     text_pooling_layers: int = 1
     vision_pooling: Literal["pooler", "first", "mean"] = "pooler"
     text_head: Literal["mlp", "linear", "none"] = "linear"
@@ -76,6 +78,11 @@ class XMatchingConfig(PreTrainedConfig):
         """Raises a `ValueError` that names the field, its value and what it may be."""
         if self.text_pooling_layers < 1:
             raise ValueError(f"text_pooling_layers={self.text_pooling_layers}: pool 1 layer or more")
+        if self.text_pooling == "pooler" and self.text_pooling_layers > 1:
+            raise ValueError(
+                f"text_pooling_layers={self.text_pooling_layers}: the tower's own pooled output (text_pooling='pooler') is of "
+                "its last layer alone; give 1, or pool the first token or the mean"
+            )
         for name in ("text_head_power", "vision_head_power"):
             if getattr(self, name) <= 0:
                 raise ValueError(

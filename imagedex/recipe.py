@@ -40,6 +40,8 @@ ALTERNATIVES = {
     "image_size": ("image_processor_config",),
     "image_augmentation": ("keep_pixels",),
     "keep_pixels": ("image_augmentation",),
+    "lora_rank": ("keep_states",),
+    "keep_states": ("lora_rank",),
     "five_fold": ("compare_with_baselines", "compare_with_model"),
     "compare_with_baselines": ("five_fold",),
     "compare_with_model": ("five_fold",),
@@ -47,6 +49,7 @@ ALTERNATIVES = {
 }
 # What is said of something that gives way goes with it.
 GOES_WITH = {
+    "lora_rank": ("lora_alpha", "lora_dropout", "lora_target_modules"),
     "dataset_name": ("dataset_config_name", "image_dir", "visual_genome_dir", "image_column", "caption_column"),
     "train_file": ("image_dir", "image_column", "caption_column"),
     "held_out_images": ("eval_gallery",),

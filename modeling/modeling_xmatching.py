@@ -23,9 +23,19 @@ from .configuration_xmatching import XMatchingConfig
 from .gathering import gather_rows
 from .losses import hardest_hinge_loss, hinge_loss, info_nce_loss, paired_hinge_loss, sigmoid_loss
 from .sentence_transformers_files import write_sentence_transformers_files
-from .towers import build_tower, load_tower, tower_width, unsharded
+from .towers import (
+    build_tower,
+    load_tower,
+    pooler_width,
+    rest_frozen_parts,
+    tower_width,
+    trains,
+    unsharded,
+)
+from .two_towers import fill_head, is_two_towers, load_two_towers, own_fields
 
-MAX_LOGIT_SCALE = 100.0  # CLIP's bound (2103.00020, section 2.5): a sharper softmax makes training unstable
+# CLIP's bound (2103.00020, section 2.5): a sharper softmax makes training unstable. SigLIP's sigmoids have none; its own is 117.
+MAX_LOGIT_SCALE = 100.0
 
 
 @dataclass
@@ -35,7 +45,8 @@ class XMatchingOutput(ModelOutput):
     logits_per_image (image batch, text batch): cosine, times the learned scale and plus the bias where the loss has them.
     logits_per_text (text batch, image batch): its transpose.
     text_embeds (text batch, projection_dim), image_embeds (image batch, projection_dim): L2-normalised.
-    text_model_output, vision_model_output: what `get_text_features` and `get_image_features` returned.
+    text_model_output, vision_model_output: what `get_text_features` and `get_image_features` returned; only where
+        `output_hidden_states` or `output_attentions` asks for it, in the call or in the config.
     """
 
     loss: torch.FloatTensor | None = None
@@ -48,6 +59,13 @@ class XMatchingOutput(ModelOutput):
 
     def to_tuple(self):
         return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
+
+
+class HeadLayer(nn.Linear):
+    """A layer of a head, and how it starts. Said here and not in `Head`: transformers asks `_init_weights` only for modules that
+    have parameters of their own."""
+
+    starts_as_identity = False
 
 
 class Head(nn.Module):
@@ -68,7 +86,9 @@ class Head(nn.Module):
             )
         sizes = {"none": [], "linear": [projection_dim], "mlp": [*hidden_sizes, projection_dim]}[kind]
         self.kind, self.power = kind, power
-        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in zip([width, *sizes], sizes, strict=False))
+        self.layers = nn.ModuleList(HeadLayer(n_in, n_out) for n_in, n_out in zip([width, *sizes], sizes, strict=False))
+        if kind == "linear":
+            self.layers[0].starts_as_identity = width == projection_dim
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
@@ -83,10 +103,9 @@ class Head(nn.Module):
         return pooled
 
 
-def embedding(vectors: torch.Tensor, output=None) -> BaseModelOutputWithPooling:
-    """L2-normalised vectors (B, projection_dim) as `pooler_output`, with what else the tower gave."""
-    fields = ("last_hidden_state", "hidden_states", "attentions")
-    rest = {name: getattr(output, name, None) for name in fields}
+def embedding(vectors: torch.Tensor, output=None, asked: tuple[str, ...] = ()) -> BaseModelOutputWithPooling:
+    """L2-normalised vectors (B, projection_dim) as `pooler_output`, with the tower's last states and what else is asked for."""
+    rest = {name: getattr(output, name, None) for name in ("last_hidden_state", *asked)}
     return BaseModelOutputWithPooling(pooler_output=F.normalize(vectors, dim=-1), **rest)
 
 
@@ -115,7 +134,8 @@ class XMatchingModel(CaptionBankMixin, PreTrainedModel):
                 f"text_pooling_layers={config.text_pooling_layers}, but the text tower has {layers} layers"
             )
         head = (config.head_hidden_sizes, config.head_dropout, config.projection_dim)
-        text_width = tower_width(self.text_model) * config.text_pooling_layers
+        width_of = pooler_width if config.text_pooling == "pooler" else tower_width
+        text_width = width_of(self.text_model) * config.text_pooling_layers
         self.text_head = Head(config.text_head, text_width, *head, config.text_head_power)
         self.vision_head = Head(config.vision_head, tower_width(self.vision_model), *head, config.vision_head_power)
         # log of the inverse temperature, and a bias; only where the loss learns them, so that every parameter has a gradient.
@@ -126,6 +146,7 @@ class XMatchingModel(CaptionBankMixin, PreTrainedModel):
         self.hardness = 1.0  # of "hardest_hinge"; a trainer's warm-up raises it from 0
 
         self.post_init()
+        self.freeze_towers()
         self.train(self.training)
 
     @torch.no_grad()
@@ -135,41 +156,66 @@ class XMatchingModel(CaptionBankMixin, PreTrainedModel):
                 init.constant_(module.logit_scale, math.log(self.config.logit_scale_init))
             if module.logit_bias is not None:
                 init.constant_(module.logit_bias, self.config.logit_bias_init)
-        elif isinstance(module, Head):  # towers initialise themselves
-            for layer in module.layers:
-                if module.kind == "linear" and layer.in_features == layer.out_features:
-                    init.eye_(layer.weight)
-                    init.zeros_(layer.bias)
-                else:  # nn.Linear's own start, as in Maria
-                    bound = layer.in_features**-0.5
-                    init.uniform_(layer.weight, -bound, bound)
-                    init.uniform_(layer.bias, -bound, bound)
+        elif isinstance(module, HeadLayer):  # towers initialise themselves
+            if module.starts_as_identity:
+                init.eye_(module.weight)
+                init.zeros_(module.bias)
+            else:  # nn.Linear's own start, as in Maria
+                bound = module.in_features**-0.5
+                init.uniform_(module.weight, -bound, bound)
+                init.uniform_(module.bias, -bound, bound)
 
-    def _towers(self):
-        yield self.config.freeze_text_tower, self.text_model
-        yield self.config.freeze_vision_tower, self.vision_model
+    def freeze_towers(self) -> None:
+        """Freezes what the config says is frozen. Once, when the model is made: what is unfrozen or added later stays so."""
+        for side in ("text", "vision"):
+            if getattr(self.config, f"freeze_{side}_tower"):
+                self.tower(side).requires_grad_(False)
+
+    def tower(self, side: str) -> PreTrainedModel:
+        """Args: side, "text" or "vision"."""
+        return {"text": self.text_model, "vision": self.vision_model}[side]
+
+    def is_frozen(self, side: str) -> bool:
+        """Whether nothing in the tower trains, so that it gives the same states as long as it lives. Args: as `tower`."""
+        return not trains(self.tower(side))
 
     def train(self, mode: bool = True):
-        """As `nn.Module.train`, but a frozen tower stays in evaluation mode: no dropout, no moving batch statistics.
-
-        Its parameters are frozen here too: `from_pretrained` makes parameters anew, all of them trainable, and ends in `eval()`.
-        """
+        """As `nn.Module.train`, but what is frozen stays in evaluation mode: no dropout in a frozen tower, no moving statistics
+        in a frozen batch norm."""
         super().train(mode)
-        for frozen, tower in self._towers():
-            if frozen:
-                tower.eval().requires_grad_(False)
+        for tower in (self.text_model, self.vision_model):
+            rest_frozen_parts(tower)
         return self
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As transformers', which makes parameters anew, all of them trainable: those of frozen towers are frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
+        model.freeze_towers()
+        model.train(model.training)
+        return loaded
+
+    def asked(self, kwargs: dict) -> tuple[str, ...]:
+        """Which of "hidden_states" and "attentions" are to be returned: `output_...` in the keywords, else in the config."""
+        names, config = ("hidden_states", "attentions"), self.config
+        given = {name: kwargs.get(f"output_{name}") for name in names}
+        return tuple(n for n in names if (getattr(config, f"output_{n}") if given[n] is None else given[n]))
 
     def pool_text(self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None, **kwargs):
         """Tower and pooling: (the tower's output, pooled states (B, k * width) that the head takes)."""
         layers = self.config.text_pooling_layers
         optional = {"token_type_ids": token_type_ids, "position_ids": position_ids}
         kwargs |= {name: value for name, value in optional.items() if value is not None}
+        kwargs |= {f"output_{name}": True for name in self.asked(kwargs)}
         kwargs["output_hidden_states"] = kwargs.get("output_hidden_states", False) or layers > 1
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_text_tower):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.text_model)):
             output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         states = torch.cat(output.hidden_states[-layers:], -1) if layers > 1 else output.last_hidden_state
-        if self.config.text_pooling == "first":  # states: (B, T, k * width)
+        pooled = getattr(output, "pooler_output", None)
+        if self.config.text_pooling == "pooler" and pooled is not None:
+            return output, pooled
+        if self.config.text_pooling != "mean":  # states: (B, T, k * width)
             return output, states[:, 0]
         if attention_mask is None:
             return output, states.mean(1)
@@ -178,7 +224,8 @@ class XMatchingModel(CaptionBankMixin, PreTrainedModel):
 
     def pool_image(self, pixel_values, **kwargs):
         """Tower and pooling: (the tower's output, pooled states (B, width) that the head takes)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_vision_tower):
+        kwargs |= {f"output_{name}": True for name in self.asked(kwargs)}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.vision_model)):
             output = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
         states = output.last_hidden_state  # (B, tokens, width), or a feature map (B, width, height, width)
         pooled = getattr(output, "pooler_output", None)
@@ -193,10 +240,11 @@ class XMatchingModel(CaptionBankMixin, PreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """
         Args: input_ids (B, T); attention_mask (B, T), 1 for tokens and 0 for padding, all ones when absent.
-        Returns the tower's output with `pooler_output` (B, projection_dim), L2-normalised.
+        Returns `pooler_output` (B, projection_dim), L2-normalised, and the tower's `last_hidden_state`; with
+            `output_hidden_states` or `output_attentions` those, too.
         """
         output, pooled = self.pool_text(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
-        return embedding(self.text_head(pooled), output)
+        return embedding(self.text_head(pooled), output, self.asked(kwargs))
 
     def get_image_features(
         self, pixel_values=None, pixel_attention_mask=None, spatial_shapes=None, **kwargs
@@ -204,16 +252,20 @@ class XMatchingModel(CaptionBankMixin, PreTrainedModel):
         """
         Args: pixel_values (B, 3, height, width); of a tower that sees patches (SigLIP 2) what its processor gives, with
             pixel_attention_mask and spatial_shapes.
-        Returns the tower's output with `pooler_output` (B, projection_dim), L2-normalised.
+        Returns `pooler_output` (B, projection_dim), L2-normalised, and the tower's `last_hidden_state`; with
+            `output_hidden_states` or `output_attentions` those, too.
         """
         patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         kwargs |= {name: value for name, value in patches.items() if value is not None}
         output, pooled = self.pool_image(pixel_values, **kwargs)
-        return embedding(self.vision_head(pooled), output)
+        return embedding(self.vision_head(pooled), output, self.asked(kwargs))
 
     def scale(self) -> torch.Tensor | float:
         """The inverse temperature that multiplies cosines; 1 for losses without one."""
-        return 1.0 if self.logit_scale is None else unsharded(self.logit_scale).exp().clamp(max=MAX_LOGIT_SCALE)
+        if self.logit_scale is None:
+            return 1.0
+        scale = unsharded(self.logit_scale).exp()
+        return scale.clamp(max=MAX_LOGIT_SCALE) if self.config.loss_type == "info_nce" else scale
 
     def compute_loss(self, text_embeds, image_embeds, image_ids=None) -> torch.Tensor:
         """The loss of `config.loss_type` over a batch of embeddings (B, D); see `losses.py`."""
@@ -289,8 +341,9 @@ class XMatchingModel(CaptionBankMixin, PreTrainedModel):
             logits_per_text=logits,
             text_embeds=None if text is None else text.pooler_output,
             image_embeds=None if vision is None else vision.pooler_output,
-            text_model_output=text,
-            vision_model_output=vision,
+            # accelerate copies every tensor of the output to float32 under mixed precision: no more of them than are wanted
+            text_model_output=text if self.asked(kwargs) else None,
+            vision_model_output=vision if self.asked(kwargs) else None,
         )
         return output if return_dict is None or return_dict else output.to_tuple()
 
@@ -312,8 +365,11 @@ class XMatchingModel(CaptionBankMixin, PreTrainedModel):
     ) -> "XMatchingModel":
         """Two towers, each pretrained (a name or a folder) or from scratch (a config), and fresh heads.
 
-        Of a two-tower checkpoint (CLIP, SigLIP) the fitting tower is taken. Other keywords are fields of XMatchingConfig.
+        Of a two-tower checkpoint (CLIP, SigLIP) the fitting tower is taken; both towers of one, and the model starts as that
+        checkpoint is, see `from_two_towers`. Other keywords are fields of XMatchingConfig.
         """
+        if is_two_towers(text_model_name_or_path, vision_model_name_or_path):
+            return cls.from_two_towers(load_two_towers(text_model_name_or_path), **kwargs)
         text = (
             load_tower(text_model_name_or_path, "text_config") if text_model_name_or_path else build_tower(text_config)
         )
@@ -323,6 +379,19 @@ class XMatchingModel(CaptionBankMixin, PreTrainedModel):
             vision = build_tower(vision_config)
         config = XMatchingConfig(text_config=text.config.to_dict(), vision_config=vision.config.to_dict(), **kwargs)
         return cls(config, text_model=text, vision_model=vision)
+
+    @classmethod
+    def from_two_towers(cls, whole: PreTrainedModel, **kwargs) -> "XMatchingModel":
+        """A CLIP or SigLIP with its own pooling, projections, scale and bias: the same logits, before anything is trained.
+
+        Keywords are fields of XMatchingConfig, in place of the model's own.
+        """
+        text, vision, fields = whole.text_model, whole.vision_model, own_fields(whole) | kwargs
+        config = XMatchingConfig(text_config=text.config.to_dict(), vision_config=vision.config.to_dict(), **fields)
+        model = cls(config, text_model=text, vision_model=vision)
+        fill_head(model.text_head, getattr(whole, "text_projection", None))
+        fill_head(model.vision_head, getattr(whole, "visual_projection", None))
+        return model
 
 
 XMatchingModel.register_for_auto_class("AutoModel")

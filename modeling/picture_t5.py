@@ -222,7 +222,7 @@ class PictureT5(RetrieveMixin, T5ForConditionalGeneration):
                 raise ValueError(f"the {side} comes from a pretrained model or from a config: give one of the two")
         vision = None
         if vision_name_or_path is not None:
-            vision = load_tower(vision_name_or_path, "vision_config", dtype=torch.float32)
+            vision = load_tower(vision_name_or_path, "vision_config")
             vision_config = vision.config
         if t5_name_or_path is not None:
             t5_config = AutoConfig.from_pretrained(t5_name_or_path)

@@ -19,20 +19,23 @@ class SentenceProcessor(ProcessorMixin):
     """Sentences to tokens, written as the model was trained to read them: the processor of a model without pictures (T5).
 
     `processor(text=["a dog", "two birds on a wire"], return_tensors="pt")` gives `input_ids` and `attention_mask` (B, T),
-    padded to the longest and cut to `max_text_length`.
+    padded to the longest and cut to `max_text_length`; with `padding="max_length"` the `input_ids` alone.
 
     Args:
         tokenizer: as loaded by AutoTokenizer.
         prompt: written before each sentence.
         clean_text: sentences in lower case and without punctuation.
         max_text_length: of a sentence in tokens, prompt and end included; longer ones are cut. None: what the tokenizer allows.
+        padding: "longest" of the batch, or "max_length" for a tower that was trained on sentences padded to `max_text_length`
+            without a mask (SigLIP) and would give other vectors for others.
     """
 
     def __init__(
-        self, tokenizer=None, prompt: str = "", clean_text: bool = False, max_text_length: int | None = None, **kwargs
-    ):
+        self, tokenizer=None, prompt: str = "", clean_text: bool = False, max_text_length: int | None = None,
+        padding: str = "longest", **kwargs,
+    ):  # fmt: skip
         super().__init__(tokenizer, **kwargs)
-        self.prompt, self.clean_text, self.max_text_length = prompt, clean_text, max_text_length
+        self.prompt, self.clean_text, self.max_text_length, self.padding = prompt, clean_text, max_text_length, padding
 
     def cleaned(self, sentence: str) -> str:
         return clean(sentence) if self.clean_text else sentence
@@ -46,6 +49,20 @@ class SentenceProcessor(ProcessorMixin):
         """Of the tokenizer call."""
         limit = self.max_text_length
         return {"truncation": True, "max_length": limit} if limit else {"truncation": False}
+
+    def padded(self, rows: list[dict]) -> dict:
+        """Token lists of B sentences -> the model's inputs (B, T)."""
+        options = {
+            "padding": self.padding,
+            "max_length": self.max_text_length if self.padding == "max_length" else None,
+        }
+        return self.unmasked(self.tokenizer.pad(rows, return_tensors="pt", **options))
+
+    def unmasked(self, inputs):
+        """Without the mask, where the tower is to see the padding."""
+        if self.padding == "max_length":
+            inputs.pop("attention_mask", None)
+        return inputs
 
     def tokens(self, sentences: Sequence[str]) -> tuple[dict[str, list], list[bool]]:
         """Token lists without padding, by name; and which sentences were cut."""
@@ -68,7 +85,11 @@ class SentenceProcessor(ProcessorMixin):
             nested = dict(kwargs.get("text_kwargs") or {})
             defaults = {"padding": True} | self.text_options
             kwargs["text_kwargs"] = {k: v for k, v in defaults.items() if k not in kwargs} | nested
-        return super().__call__(images=images, text=text, **kwargs)
+            for options in (kwargs, kwargs["text_kwargs"]):
+                if options.get("padding") is True:  # as this processor pads
+                    options["padding"] = self.padding
+        inputs = super().__call__(images=images, text=text, **kwargs)
+        return inputs if text is None else self.unmasked(inputs)
 
 
 class RetrievalProcessor(SentenceProcessor):
@@ -82,10 +103,10 @@ class RetrievalProcessor(SentenceProcessor):
 
     def __init__(
         self, image_processor=None, tokenizer=None, prompt: str = "", clean_text: bool = False,
-        max_text_length: int | None = None, **kwargs,
+        max_text_length: int | None = None, padding: str = "longest", **kwargs,
     ):  # fmt: skip
         ProcessorMixin.__init__(self, image_processor, tokenizer, **kwargs)
-        self.prompt, self.clean_text, self.max_text_length = prompt, clean_text, max_text_length
+        self.prompt, self.clean_text, self.max_text_length, self.padding = prompt, clean_text, max_text_length, padding
 
     def __call__(self, images=None, text=None, **kwargs):
         if images is not None:

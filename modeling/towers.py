@@ -4,31 +4,40 @@ import inspect
 from contextlib import contextmanager
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
 
 
 def tower_class(config):
-    """(auto class, keywords) that build a tower: the encoder alone of an encoder-decoder (T5), no unused pooling layer."""
-    for auto_class in (AutoModelForTextEncoding, AutoModel):
-        model_class = auto_class._model_mapping.get(type(config), None)
-        if model_class is not None:
-            unused_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-            return auto_class, {"add_pooling_layer": False} if unused_pooler else {}
-    return AutoModel, {}  # a class with code of its own
+    """(auto class or model class, keywords) that build a tower: the encoder alone of an encoder-decoder (T5), no unused pooling
+    layer. The halves that no auto class knows (SigLIP's text tower) are called as their configs are."""
+    found = [
+        auto_class for auto_class in (AutoModelForTextEncoding, AutoModel) if type(config) in auto_class._model_mapping
+    ]
+    if found:
+        made = found[0]
+        model_class = made._model_mapping[type(config)]
+    else:  # AutoModel: a class with code of its own
+        made = model_class = getattr(transformers, type(config).__name__.replace("Config", "Model"), AutoModel)
+    unused_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return made, {"add_pooling_layer": False} if unused_pooler else {}
 
 
 def build_tower(config) -> PreTrainedModel:
     """A tower with random weights."""
-    auto_class, kwargs = tower_class(config)
-    return auto_class.from_config(config, **kwargs)
+    made, kwargs = tower_class(config)
+    return (made.from_config if hasattr(made, "from_config") else made._from_config)(config, **kwargs)
 
 
-def load_tower(name_or_path: str, part: str, **kwargs) -> PreTrainedModel:
-    """A pretrained tower; `part` ("text_config" or "vision_config") says which half of a two-tower model (CLIP) to take."""
+def load_tower(name_or_path: str, part: str) -> PreTrainedModel:
+    """A pretrained tower; `part` ("text_config" or "vision_config") says which half of a two-tower model (CLIP) to take.
+
+    In float32 even where it was saved in half precision: heads are float32, and small steps are lost on half-precision weights.
+    """
     config = AutoConfig.from_pretrained(name_or_path)
     config = getattr(config, part, config)
-    auto_class, own = tower_class(config)
-    return auto_class.from_pretrained(name_or_path, config=config, **own, **kwargs)
+    made, own = tower_class(config)
+    return made.from_pretrained(name_or_path, config=config, dtype=torch.float32, **own)
 
 
 def tower_width(tower: PreTrainedModel) -> int:
@@ -37,6 +46,12 @@ def tower_width(tower: PreTrainedModel) -> int:
         return tower.timm_model.num_features
     sizes = getattr(tower.config, "hidden_sizes", None)  # ResNet, ConvNeXt: one width a stage
     return sizes[-1] if sizes else tower.config.hidden_size
+
+
+def pooler_width(tower: PreTrainedModel) -> int:
+    """Channels of a text tower's own pooled output, which SigLIP and AltCLIP project."""
+    own = (getattr(tower.config, name, None) for name in ("projection_size", "project_dim"))
+    return next(filter(None, own), None) or tower_width(tower)
 
 
 def unsharded(parameter: torch.Tensor) -> torch.Tensor:
@@ -62,6 +77,20 @@ def prefix_tokens(tower: PreTrainedModel) -> int:
 def as_sequence(states: torch.Tensor) -> torch.Tensor:
     """(B, S, width) as it is; a feature map (B, channels, height, width) as (B, height * width, channels), row by row."""
     return states if states.ndim == 3 else states.flatten(2).transpose(1, 2)
+
+
+def trains(module: torch.nn.Module) -> bool:
+    """Whether any parameter in it does."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def rest_frozen_parts(tower: torch.nn.Module) -> None:
+    """Puts into evaluation mode what no step may move: a tower in which nothing trains; of any other, its frozen batch norms."""
+    if not trains(tower):
+        tower.eval()
+    for module in tower.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.affine and not trains(module):
+            module.eval()
 
 
 @contextmanager

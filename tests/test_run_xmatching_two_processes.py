@@ -76,3 +76,15 @@ def test_two_processes_train_and_judge_as_one_does(launch, flickr_folder, tmp_pa
             torch.testing.assert_close(found_weights[name], weight, atol=1e-5, rtol=1e-5, msg=f"{name} of {out}")
         files = [{path.name for path in (tmp_path / name).iterdir()} for name in ("one", out)]
         assert files[0] == files[1]
+
+
+def test_adapters_learn_in_two_processes_as_in_one(launch, flickr_folder, tmp_path):
+    lora = ["--freeze_text_tower", "true", "--freeze_vision_tower", "true", "--lora_rank", 2]
+    for out, batch_size, config in (("one", 12, "cpu.yaml"), ("two", 6, "cpu_two_processes.yaml")):
+        arguments = flags(flickr_folder, out, batch_size, *lora)
+        done = launch("run_xmatching.py", *arguments, launcher=launcher(config))
+        assert done.returncode == 0, done.stderr[-3000:]
+    (results, losses, weights), two = (what_a_run_left(tmp_path / out) for out in ("one", "two"))
+    assert two[0] == pytest.approx(results, abs=1e-5) and two[1] == pytest.approx(losses, abs=1e-4)
+    for name, weight in weights.items():
+        torch.testing.assert_close(two[2][name], weight, atol=1e-5, rtol=1e-5, msg=name)

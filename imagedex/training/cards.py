@@ -12,6 +12,7 @@ from imagedex.corpora.arguments import CorpusArguments
 from imagedex.evaluation.exact import OTHER_GALLERIES, figures_within
 from imagedex.evaluation.table import cell_with_interval
 from imagedex.files import write_atomically
+from imagedex.training.adapters import reaches
 from imagedex.training.publishing import public_name
 
 TEMPLATES = DATA / "model_cards"
@@ -205,11 +206,12 @@ def write_model_card(
 
 
 def write_xmatching_card(path: Path | str, trainer, facts: CardFacts) -> None:
-    start = trainer.head_start
+    model, args, start, states = trainer.model, trainer.args, trainer.head_start, {}
+    for side in ("text", "vision"):
+        frozen = f"LoRA of rank {args.lora_rank}" if reaches(model.tower(side), args) else "frozen"
+        states[f"{side}_state"] = frozen if getattr(model.config, f"freeze_{side}_tower") else "trained"
     begins = start and f"{start.kind}, regularisation {start.regularization:g}, {start.directions} directions"
-    write_model_card(
-        path, "xmatching", trainer.model, trainer.args, facts, bank=trainer.model.caption_bank, begins=begins
-    )
+    write_model_card(path, "xmatching", model, args, facts, bank=model.caption_bank, begins=begins, **states)
 
 
 def write_dsi_card(

@@ -1,16 +1,25 @@
 """The processor of a model that is to be trained: how it will read pictures and sentences, then and ever after."""
 
-from transformers import AutoImageProcessor, AutoTokenizer, ViTImageProcessorPil
+from types import SimpleNamespace
+
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, ViTImageProcessorPil
 from transformers.utils import PROCESSOR_NAME, cached_file
 
 from imagedex.checkpoints import from_hub
+from imagedex.encoding.vectors import PADDED_TO_MAX_LENGTH, text_length_limit
 from imagedex.errors import UserError
 from imagedex.modeling.processing_retrieval import RetrievalProcessor, SentenceProcessor
+from imagedex.modeling.two_towers import is_two_towers
 from imagedex.training.arguments import ModelArguments
 from imagedex.training.image_processor import build_image_processor
 from imagedex.training.tokenizer import train_tokenizer
 
-NEW = {"prompt": "", "clean_text": False, "max_text_length": 75}  # of a new model, where nothing else is said
+NEW = {
+    "prompt": "",
+    "clean_text": False,
+    "max_text_length": 75,
+    "padding": "longest",
+}  # of a new model, where nothing else is said
 
 
 def build_processor(
@@ -29,7 +38,8 @@ def build_processor(
     Args:
         whole: the argument that names a trained model or checkpoint to start from, and the name (None: there is none).
         texts: to train a tokenizer on, an iterable; read only where one is needed.
-        style: `prompt`, `clean_text`, `max_text_length`; None: as the whole model was trained, else `NEW`.
+        style: `prompt`, `clean_text`, `max_text_length`; None: as the whole model was trained, as a CLIP or SigLIP reads whose
+            halves the towers are, else `NEW`.
         new_prompt: of a model that does not know its own.
 
     Raises: `UserError`.
@@ -41,7 +51,6 @@ def build_processor(
     default = NEW | {"prompt": new_prompt}
     if brought is not None and brings_processor(whole[1]):
         default = {name: getattr(brought, name) for name in NEW}
-    style = default | {name: value for name, value in style.items() if value is not None}
     if model.tokenizer_name and not (brought and whole[0] == "resume_from_checkpoint"):
         tokenizer = from_hub(AutoTokenizer.from_pretrained, model.tokenizer_name, "tokenizer_name")
     elif brought is not None:
@@ -50,10 +59,20 @@ def build_processor(
         tokenizer = from_hub(AutoTokenizer.from_pretrained, text_tower, "text_model_name_or_path")
     else:
         tokenizer = train_tokenizer(texts, model.tokenizer_vocab_size)
+    if brought is None and is_two_towers(text_tower, model.vision_model_name_or_path):
+        default |= reading_of(text_tower, tokenizer)
+    style = default | {name: value for name, value in style.items() if value is not None}
     if not with_pictures:
         return SentenceProcessor(tokenizer, **style)
     image_processor = choose_image_processor(model, getattr(brought, "image_processor", None), image_size)
     return RetrievalProcessor(image_processor, tokenizer, **style)
+
+
+def reading_of(two_towers: str, tokenizer) -> dict:
+    """How a CLIP or SigLIP reads sentences: as long as its positions go; padded to that length where it was trained so."""
+    config = AutoConfig.from_pretrained(two_towers)
+    padding = "max_length" if config.model_type in PADDED_TO_MAX_LENGTH else "longest"
+    return {"max_text_length": text_length_limit(SimpleNamespace(config=config), tokenizer), "padding": padding}
 
 
 def brings_processor(name_or_path: str) -> bool:

@@ -12,6 +12,7 @@ from imagedex.configuration.configuration_xmatching import XMatchingConfig
 from imagedex.errors import UserError
 from imagedex.modeling.modeling_xmatching import XMatchingModel
 from imagedex.modeling.processing_retrieval import RetrievalProcessor
+from imagedex.modeling.two_towers import is_two_towers, load_two_towers, own_fields
 from imagedex.training.arguments import ModelArguments
 from imagedex.training.dual_encoder.arguments import XMatchingArguments
 from imagedex.training.image_processor import check_image_processor, output_size
@@ -102,6 +103,8 @@ def make_model(
             for field, value in tokenizer_fields(processor.tokenizer).items():
                 setattr(config.text_config, field, value)
             return XMatchingModel(config)
+        if is_two_towers(xmatching.text_model_name_or_path, model.vision_model_name_or_path):
+            return start_as_two_towers(xmatching.text_model_name_or_path, fields)
         pixels = output_size(processor.image_processor)
         sizes = {"image_size": pixels[0]} if pixels and pixels[0] == pixels[1] else {}
         return XMatchingModel.from_text_vision_pretrained(
@@ -117,6 +120,16 @@ def make_model(
         raise UserError(" ".join(str(error).split())[:400]) from error
     finally:
         hf_logging.set_verbosity_warning()
+
+
+def start_as_two_towers(name: str, fields: dict) -> XMatchingModel:
+    """As the CLIP or SigLIP of that name is, but for the fields that say otherwise; which is logged."""
+    whole = load_two_towers(name)
+    own = own_fields(whole)
+    other = ", ".join(f"{field} {value}" for field, value in fields.items() if own.get(field, value) != value)
+    but = f", but for {other}" if other else ""
+    logger.info("both towers are halves of %s: the model starts as that is%s", public_name(name), but)
+    return XMatchingModel.from_two_towers(whole, **fields)
 
 
 def decide_freezing(side: str, given: bool | None) -> bool:

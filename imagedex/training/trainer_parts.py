@@ -5,6 +5,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
+from imagedex.training.adapters import has_adapters, load_adapters, merged_weights, save_adapters
 from imagedex.training.logs import TrainingLog
 from imagedex.training.publishing import PublishingMixin
 
@@ -55,6 +56,15 @@ class TowerTrainerMixin(PublishingMixin):
         model.eval()
         return model, tqdm(loader, desc=description, disable=hidden, leave=False)
 
+    def _save(self, output_dir=None, state_dict=None):
+        """As Trainer; of a model with adapters the merged one, and in a checkpoint all that trains, to go on from."""
+        adapted = has_adapters(self.model)
+        if adapted:
+            state_dict = merged_weights(self.model)
+        super()._save(output_dir, state_dict)
+        if adapted and self.args.should_save and output_dir not in (None, self.args.output_dir):
+            save_adapters(self.model, output_dir)
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """As Trainer, but through `from_pretrained`: Trainer looks for the weights under the names that the modules have, and
         where transformers saves them under older ones (ViT's) it leaves them as they are, with a warning."""
@@ -77,8 +87,12 @@ class TowerTrainerMixin(PublishingMixin):
 
 
 def load_weights(model, folder: str) -> None:
-    """Fills the model, wherever it is, with what `save_pretrained` wrote to the folder."""
+    """Fills the model, wherever it is, with what `save_pretrained` wrote to the folder; a model with adapters with what lies
+    beside that."""
+    if has_adapters(model):
+        return load_adapters(model, folder)
     saved = type(model).from_pretrained(folder, dtype=model.dtype)
     model.load_state_dict(saved.state_dict())
     if hasattr(saved, "caption_bank"):
         model.caption_bank = saved.caption_bank
+    return None

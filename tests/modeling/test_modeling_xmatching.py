@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoConfig, BertModel, CLIPConfig, CLIPModel
+from transformers import AutoConfig, AutoModel, BertModel, CLIPConfig, CLIPModel
 
 from imagedex.configuration.configuration_xmatching import XMatchingConfig
 from imagedex.modeling.modeling_xmatching import XMatchingModel
@@ -66,6 +66,17 @@ def test_a_head_takes_the_power_of_its_state_and_the_power_travels(tmp_path):
     assert all(p.grad.isfinite().all() for p in model.vision_model.parameters() if p.grad is not None)
     with pytest.raises(Exception, match="text_head_power=0"):  # transformers wraps what a config says
         tiny(text_head_power=0)
+
+
+def test_a_linear_head_starts_as_the_identity_where_the_widths_agree():
+    model = tiny(text_pooling_layers=1, text_head="linear", vision_head="linear", projection_dim=16, vision="vit")
+    for head in (model.text_head, model.vision_head):
+        assert torch.equal(head.layers[0].weight, torch.eye(16)) and not head.layers[0].bias.any()
+    wider = tiny(text_pooling_layers=2, text_head="linear", vision_head="mlp", projection_dim=20, vision="vit")
+    for layer in (wider.text_head.layers[0], *wider.vision_head.layers):  # the middle one of the mlp is square
+        bound = layer.in_features**-0.5
+        assert bound / 2 < layer.weight.abs().max() <= bound and bound / 4 < layer.bias.abs().max() <= bound
+        assert layer.weight.diagonal().mean().abs() < bound / 2
 
 
 @pytest.mark.parametrize("vision", VISION_TOWERS)
@@ -195,6 +206,21 @@ def test_pretrained_towers_come_in_unchanged(tmp_path):
         assert torch.equal(value, original[name.removeprefix("vision_model.")]), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_towers_saved_in_half_precision_train_in_float32(tmp_path, dtype):
+    text = BertModel(AutoConfig.for_model("bert", vocab_size=40, **TEXT_TOWERS["bert"])).to(dtype)
+    text.save_pretrained(tmp_path / "text")
+    vision = AutoConfig.for_model("vit", **VISION_TOWERS["vit"])
+    AutoModel.from_config(vision).to(dtype).save_pretrained(tmp_path / "vision")
+    model = XMatchingModel.from_text_vision_pretrained(tmp_path / "text", tmp_path / "vision", projection_dim=8)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model(**batch()).loss.isfinite()
+    for name, value in text.state_dict().items():
+        assert name.startswith("pooler") or torch.equal(model.text_model.state_dict()[name], value.float()), name
+    model.save_pretrained(tmp_path / "saved")
+    assert XMatchingModel.from_pretrained(tmp_path / "saved").dtype == torch.float32
+
+
 def test_captions_of_one_picture_are_no_negatives_unless_asked():
     inputs = batch() | {"image_ids": torch.tensor([0, 0, 0, 0])}
     masked = tiny(loss_type="info_nce").eval()
@@ -252,6 +278,28 @@ def test_one_side_alone_gives_its_embeddings_and_the_tuple_form_keeps_the_order(
     )
     assert torch.equal(model(pixel_values=inputs["pixel_values"]).image_embeds, both.image_embeds)
     assert torch.equal(model(**inputs, return_dict=False)[0], both.loss)
+
+
+def test_states_are_returned_to_those_who_ask_alone():
+    model, inputs = tiny(vision="vit").eval(), batch()
+    text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    alone = {"loss", "logits_per_image", "logits_per_text", "text_embeds", "image_embeds"}
+    assert set(model(**inputs)) == alone == set(model(**inputs, output_hidden_states=False))
+    features = model.get_text_features(**text)  # four layers are pooled, so the tower gives all of them
+    assert set(features) == {"last_hidden_state", "pooler_output"}
+
+    asked = model(**inputs, output_hidden_states=True)
+    assert set(asked) == alone | {"text_model_output", "vision_model_output"}
+    states = model.text_model(**text, output_hidden_states=True).hidden_states
+    for output in (asked.text_model_output, model.get_text_features(**text, output_hidden_states=True)):
+        assert all(torch.equal(*pair) for pair in zip(output.hidden_states, states, strict=True))
+    assert len(asked.vision_model_output.hidden_states) == 3 and "attentions" not in asked.text_model_output
+    model.config.output_hidden_states = True
+    assert len(model(**inputs).vision_model_output.hidden_states) == 3
+    assert "hidden_states" not in model.get_text_features(**text, output_hidden_states=False)
+    model.set_attn_implementation("eager")
+    attentions = model(**inputs, output_attentions=True, output_hidden_states=False).text_model_output
+    assert attentions.attentions[0].shape == (4, 2, 6, 6) and "hidden_states" not in attentions
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from transformers.utils import is_peft_available
+
 from imagedex.command_line import argument, read_config
 from imagedex.training.arguments import RunArguments
 
@@ -16,7 +18,9 @@ class XMatchingArguments:
 
     text_model_name_or_path: str | None = argument("Pretrained text tower, a folder or a Hub id.")
     text_config: str | None = argument("Text tower from scratch: a mapping with model_type (JSON on the command line).")
-    text_pooling: Literal["first", "mean"] | None = argument("First token, or the mean over tokens.")
+    text_pooling: Literal["pooler", "first", "mean"] | None = argument(
+        "The tower's pooled output, first token, or the mean over tokens."
+    )
     text_pooling_layers: int | None = argument("How many of the last layers are concatenated.")
     vision_pooling: Literal["pooler", "first", "mean"] | None = argument(
         "The tower's pooled output, first token, or mean."
@@ -74,6 +78,14 @@ class XMatchingTrainingArguments(RunArguments):
         "alone.",
         20_000,
     )
+    lora_rank: int | None = argument(
+        "Fine-tune the frozen towers with LoRA of this rank (pip install 'imagedex[peft]'); saved merged into the model."
+    )
+    lora_alpha: float | None = argument("LoRA's products count alpha / rank times; by default alpha is twice the rank.")
+    lora_dropout: float = argument("Dropout before LoRA's products.", 0.0)
+    lora_target_modules: list[str] | None = argument(
+        "Last names of the layers that LoRA fine-tunes, such as query value; by default every linear one of a tower."
+    )
     gradient_cache_chunk_size: int | None = argument(
         "Rows of a batch that are in memory at once: gradient caching trains with batches of thousands on one device, with "
         "the gradients of the plain step, for one more forward pass."
@@ -100,16 +112,8 @@ class XMatchingTrainingArguments(RunArguments):
         super().__post_init__()
         if self.gradient_cache_chunk_size is not None and self.gradient_cache_chunk_size < 1:
             raise ValueError(f"--gradient_cache_chunk_size is {self.gradient_cache_chunk_size}; give 1 row or more")
-        if self.kept_views < 0 or (self.kept_views and not self.keep_states):
-            raise ValueError(f"--kept_views is {self.kept_views}; give 1 view or more, with --keep_states")
-        if self.head_start_regularization is not None and not (
-            self.head_start_regularization > 0 and self.head_start != "none"
-        ):
-            raise ValueError(
-                f"--head_start_regularization is {self.head_start_regularization}; give more than 0, with --head_start"
-            )
-        if self.caption_bank_size < 0:
-            raise ValueError(f"--caption_bank_size is {self.caption_bank_size}; give 0 or more")
+        self.check_head_start()
+        self.check_lora()
         if self.hardest_warmup_steps < 0:
             raise ValueError(f"--hardest_warmup_steps is {self.hardest_warmup_steps}; give 0 or more")
         if isinstance(self.compare_with_model, str):  # from a recipe
@@ -123,3 +127,35 @@ class XMatchingTrainingArguments(RunArguments):
         self.label_names = ["image_ids"]
         if not self.shuffle_every_epoch:
             self.train_sampling_strategy = "sequential"  # of captions that were shuffled once
+
+    def check_lora(self):
+        """Raises a `ValueError` for LoRA's arguments out of range, or beside what they cannot go with."""
+        for name, least in (("lora_rank", 1), ("lora_alpha", 1e-6)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name} is {value}; it is more than 0")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"--lora_dropout is {self.lora_dropout}; give a share from 0 to below 1")
+        if self.lora_rank is None and (self.lora_alpha or self.lora_dropout or self.lora_target_modules):
+            raise ValueError(
+                "--lora_alpha, --lora_dropout and --lora_target_modules say how --lora_rank trains; give it too"
+            )
+        if self.lora_rank and self.do_train and self.keep_states:
+            raise ValueError(
+                "--keep_states keeps what frozen towers give, and with --lora_rank they change: leave one of them out"
+            )
+        if self.lora_rank and self.do_train and not is_peft_available():
+            raise ValueError("--lora_rank needs peft: pip install 'imagedex[peft]'")
+
+    def check_head_start(self) -> None:
+        """Raises a `ValueError`."""
+        if self.kept_views < 0 or (self.kept_views and not self.keep_states):
+            raise ValueError(f"--kept_views is {self.kept_views}; give 1 view or more, with --keep_states")
+        if self.head_start_regularization is not None and not (
+            self.head_start_regularization > 0 and self.head_start != "none"
+        ):
+            raise ValueError(
+                f"--head_start_regularization is {self.head_start_regularization}; give more than 0, with --head_start"
+            )
+        if self.caption_bank_size < 0:
+            raise ValueError(f"--caption_bank_size is {self.caption_bank_size}; give 0 or more")

@@ -1,6 +1,7 @@
 """From a corpus to batches of the dual encoder: captions as tokens beside their pictures."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,12 +53,13 @@ def keep_frozen_states(model, texts, pictures, collator, args, together: bool = 
         options = args.keep_dir, args.per_device_eval_batch_size, args.dataloader_num_workers
         return Keeper(name, tower, pool, collator, settings, *options)
 
-    if config.freeze_text_tower:
-        settings = [config.text_pooling, config.text_pooling_layers]
+    if model.is_frozen("text"):
+        padding = getattr(getattr(collator.pad, "__self__", None), "padding", "longest")  # of the processor
+        settings = [config.text_pooling, config.text_pooling_layers, padding]
         keep = keeper("text_states", model.text_model, model.pool_text, settings).keep
         texts = keep(texts, token_keys(texts), together=together)
     views = None if pictures.augment is None else args.kept_views
-    if config.freeze_vision_tower and views != 0:
+    if model.is_frozen("vision") and views != 0:
         keep = keeper(
             "image_states", model.vision_model, model.pool_image, [config.vision_pooling, *pictures.settings]
         ).keep
@@ -123,19 +125,22 @@ def bank_rows(tokens: Dataset, size: int) -> list[int]:
 
 @dataclass
 class Collator:
-    """Rows -> a batch: captions padded by the tokenizer, pictures one below the other.
+    """Rows -> a batch: captions padded as the processor pads them, pictures one below the other.
 
     Takes rows of captions, of pictures, or of both. Gives input_ids, attention_mask (B, T), pixel_values
     (B, 3, height, width) float32, kept states (B, width) and image_ids (B,) int64, each where the rows have it.
+
+    Args: pad, a processor's `padded`; without one the tokenizer pads to the longest.
     """
 
     tokenizer: object
+    pad: Callable[[list[dict]], dict] | None = None
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         batch = {}
         tokens = [{name: row[name] for name in self.tokenizer.model_input_names if name in row} for row in rows]
         if tokens[0]:
-            batch |= self.tokenizer.pad(tokens, return_tensors="pt")
+            batch |= self.pad(tokens) if self.pad else self.tokenizer.pad(tokens, return_tensors="pt")
         batch |= stacked(rows)
         if "text_states" in rows[0]:
             batch["text_states"] = torch.stack([row["text_states"] for row in rows])
@@ -151,9 +156,12 @@ class DualEncoderRows:
     splits: RetrievalSplits
     model: torch.nn.Module
     processor: RetrievalProcessor
-    collator: Collator
     data: DataArguments
     args: XMatchingTrainingArguments
+
+    @property
+    def collator(self) -> Collator:
+        return Collator(self.processor.tokenizer, self.processor.padded)
 
     def training(self) -> CaptionPairs | CaptionStream:
         """Captions beside their pictures, as rows or as a stream."""

@@ -18,6 +18,7 @@ from imagedex.files import write_atomically
 from imagedex.modeling.caption_bank import FILE as CAPTION_BANK
 from imagedex.modeling.caption_bank import CaptionBank
 from imagedex.modeling.sentence_transformers_files import FILES
+from imagedex.training.adapters import adapter_layers, add_adapters, has_adapters
 from imagedex.training.dual_encoder.data import RetrievalEvaluation
 from imagedex.training.dual_encoder.gradient_cache import batch_statistics, cached_step
 from imagedex.training.dual_encoder.head_start import HeadStart
@@ -26,10 +27,8 @@ from imagedex.training.trainer_parts import TowerTrainerMixin
 
 logger = logging.getLogger(__name__)
 
-HEAD_START, START_RESULTS = (
-    "head_start.json",
-    "start_results.json",
-)  # what was chosen, and how good it is before any step
+HEAD_START = "head_start.json"  # what was chosen
+START_RESULTS = "start_results.json"  # and how good that is before any step
 TOWERS = ("text_model.", "vision_model.")
 
 
@@ -39,18 +38,24 @@ class XMatchingTrainer(TowerTrainerMixin, Trainer):
     batch_statistics_said = False
     travelling = (*TowerTrainerMixin.travelling, *FILES, CAPTION_BANK)
 
-    def __init__(self, *args, head_start: HeadStart | None = None, **kwargs):
+    def __init__(self, model=None, args=None, head_start: HeadStart | None = None, **kwargs):
         """Args: head_start, what is known of heads in closed form that the model starts with; None: it has others."""
-        super().__init__(*args, **kwargs)
+        if args.lora_rank and args.do_train:
+            adapter_layers(model, args)  # what is wrong is said before anything is written
+        super().__init__(model=model, args=args, **kwargs)
         self.head_start = head_start
-        if self.args.gradient_cache_chunk_size and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise UserError(
-                "--gradient_cache_chunk_size works on one device and with DDP, not with FSDP or DeepSpeed; leave it out, "
-                "or launch with accelerate_configs/multi_gpu.yaml"
-            )
+        for name in ("gradient_cache_chunk_size", "lora_rank"):
+            if getattr(self.args, name) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                raise UserError(
+                    f"--{name} works on one device and with DDP, not with FSDP or DeepSpeed; leave it out, or launch with "
+                    "accelerate_configs/multi_gpu.yaml"
+                )
 
     def train(self, *args, **kwargs):
-        """As Trainer; says at the end what of a stream was left out."""
+        """As Trainer, with adapters where the arguments ask for them (a model that is only judged has none); says at the end what
+        of a stream was left out."""
+        if self.args.lora_rank and not has_adapters(self.model):
+            add_adapters(self.model, self.args)
         result = super().train(*args, **kwargs) if self.head_start is None else self.train_from(*args, **kwargs)
         if isinstance(self.train_dataset, CaptionStream):
             self.train_dataset.report()
