@@ -28,7 +28,7 @@ SENTENCES = ["red on the left and blue on the right", "a green half next to a ye
 MODEL_FILES = {
     "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json", "README.md",
     "configuration_xmatching.py", "modeling_xmatching.py", "processing_retrieval.py", "picture_reading.py", "losses.py",
-    "gathering.py", "towers.py", "sentence_transformers_files.py", "modules.json", "sentence_bert_config.json",
+    "gathering.py", "towers.py", "two_towers.py", "sentence_transformers_files.py", "modules.json", "sentence_bert_config.json",
     "config_sentence_transformers.json", "saved_files.py", "caption_bank.py", "caption_bank.safetensors",
 }  # fmt: skip
 
