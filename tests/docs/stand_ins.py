@@ -49,6 +49,7 @@ HUB: dict[str, Callable[[Path], None] | str] = {
     "sentence-transformers/all-MiniLM-L6-v2": sentence_encoder,
     "sentence-transformers/all-mpnet-base-v2": sentence_encoder,
     "google/vit-base-patch16-224-in21k": vision_transformer,
+    "facebook/dinov2-small": vision_transformer,
     "google-t5/t5-base": t5,
     "google-t5/t5-small": t5,
 }
