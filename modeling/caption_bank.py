@@ -42,14 +42,17 @@ class CaptionBank:
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.blake2b(self.vectors.numpy().tobytes() + bytes([self.neighbours]), digest_size=16).hexdigest()
+        content = self.vectors.numpy().tobytes() + str(self.neighbours).encode()
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
 
     def bias(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """(N, D) unit vectors -> (N,) float32 biases, in units of cosine, where the vectors are."""
-        bank = F.normalize(self.vectors.to(image_embeds.device, torch.float32), dim=-1)
-        blocks = image_embeds.float().split(max(1, _BLOCK // len(bank)))
+        # in double precision (which Apple's GPUs do not have), then rounded: equal pictures have equal biases in whatever block
+        device = torch.device("cpu") if image_embeds.device.type == "mps" else image_embeds.device
+        bank = F.normalize(self.vectors.to(device, torch.float64), dim=-1)
+        blocks = image_embeds.to(device, torch.float64).split(max(1, _BLOCK // len(bank)))
         means = [(block @ bank.T).topk(self.neighbours, dim=1).values.mean(1) for block in blocks]
-        return torch.cat(means) / 2
+        return (torch.cat(means) / 2).float().to(image_embeds.device)
 
     def save_pretrained(self, folder: Path | str) -> None:
         content = safetensors.torch.save({"vectors": self.vectors}, {"neighbours": str(self.neighbours)})
@@ -89,6 +92,8 @@ class CaptionBankMixin:
         super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
         if is_main_process and self.caption_bank is not None:
             self.caption_bank.save_pretrained(save_directory)
+        elif is_main_process:  # one of other weights would be loaded with these
+            Path(save_directory, FILE).unlink(missing_ok=True)
 
     def search_scores(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
         """(Q, D) and (N, D) unit vectors -> (Q, N), what the pictures are ranked by: cosines less each picture's bias; of a model

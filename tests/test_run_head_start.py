@@ -103,6 +103,33 @@ def test_from_two_towers_to_answers(launch, arguments, flickr_folder, tmp_path):
     assert ranking.scores == sorted(ranking.scores, reverse=True)
 
 
+def test_a_model_that_is_trained_on_leaves_its_old_bank_behind(launch, arguments, flickr_folder, tmp_path):
+    """In training it would judge vectors by those of other weights; and sizes that a closed form chose stay."""
+    done = launch("run_xmatching.py", *arguments, "--num_train_epochs", 0, "--output_dir", tmp_path / "first")
+    assert done.returncode == 0, done.stderr[-3000:]
+    width = json.loads((tmp_path / "first" / "config.json").read_text())["projection_dim"]
+    on = [
+        "--model_name_or_path", tmp_path / "first", "--dataset_name", flickr_folder, "--held_out_captions_per_image", 1,
+        "--do_train", "--do_eval", "--do_predict", "--projection_dim", 16, "--use_cpu", "--max_steps", 2,
+        "--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy", "steps", "--save_steps", 1, "--learning_rate", "1e-3", "--report_to", "none",
+    ]  # fmt: skip
+    done = launch("run_xmatching.py", *on, "--output_dir", tmp_path / "second")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not list((tmp_path / "second").glob("checkpoint-*/caption_bank.safetensors"))
+    history = json.loads((tmp_path / "second" / "trainer_state.json").read_text())["log_history"]
+    during = [entry for entry in history if "eval_mrr" in entry and entry["step"] == 1]
+    assert during and not any(name.startswith("eval_cosine") for entry in during for name in entry)
+    old, new = (XMatchingModel.from_pretrained(tmp_path / name).caption_bank for name in ("first", "second"))
+    assert old.fingerprint != new.fingerprint
+    assert json.loads((tmp_path / "second" / "config.json").read_text())["projection_dim"] == width
+    ranking = read_rankings(tmp_path / "second" / "rankings.jsonl")[0]
+    assert len(ranking.cosines) == len(ranking.scores) and ranking.scores[0] < ranking.cosines[0]
+
+    none = launch("run_xmatching.py", *on, "--caption_bank_size", 0, "--output_dir", tmp_path / "none")
+    assert none.returncode == 0, none.stderr[-3000:]
+    assert not (tmp_path / "none" / "caption_bank.safetensors").exists()
+
+
 def test_two_processes_share_the_work_and_end_as_one(launch, arguments, tmp_path):
     for name, batch, config in (("one", 12, "cpu.yaml"), ("two", 6, "cpu_two_processes.yaml")):
         flags = [

@@ -30,16 +30,24 @@ RECORD = "store.json"
 FORMAT = 2
 KEY_BYTES = 16
 ROWS_PER_SHARD = 2048
+_ORIGIN = {"_name_or_path", "_commit_hash", "transformers_version", "architectures", "auto_map", "dtype", "torch_dtype"}
 _TYPES = {"F32": np.float32, "F16": np.float16, "U8": np.uint8}
 
 
 @dataclass
 class Shard:
-    """One file: keys (rows, 16) uint8 and the fields (rows, ...), both mapped, not read."""
+    """One file: keys (rows, 16) uint8 and the fields (rows, ...), both mapped, not read. Another process maps it again."""
 
     path: Path
     keys: np.ndarray
     fields: dict[str, np.ndarray]
+
+    def __getstate__(self):
+        return self.path
+
+    def __setstate__(self, path: Path):
+        _, fields = mapped(path)
+        self.path, self.keys, self.fields = path, fields.pop("keys"), fields
 
 
 class Store:
@@ -56,6 +64,7 @@ class Store:
 
     def __init__(self, folder: str | Path, maker: dict[str, str], what: str = "store"):
         self.folder, self.maker, self.what = Path(folder), maker, what
+        self._known: dict[tuple, Shard] = {}  # path, time and size of files that were found whole
         self._check_record()
         self.reload()
 
@@ -93,19 +102,26 @@ class Store:
 
     def _open(self, path: Path) -> Shard | None:
         """None, and a line in the log, for a file that is damaged or of another maker."""
+        stat = path.stat()
+        known = path, stat.st_mtime_ns, stat.st_size
+        if known in self._known:
+            return self._known[known]
         try:
             metadata, fields = mapped(path)
             whole = metadata["checksum"] == checksum(fields)
-        except (OSError, ValueError, KeyError) as error:
+        except (ValueError, KeyError) as error:
             logger.debug("%s: %s", path, error)
             metadata, whole = {}, False
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
         if not whole:
             logger.warning("%s is damaged; its rows are made anew", path)
             return None
         if metadata["maker"] != self.fingerprint:
             logger.warning("%s is of another %s; its rows are made anew", path, self.what)
             return None
-        return Shard(path, fields.pop("keys"), fields)
+        self._known[known] = Shard(path, fields.pop("keys"), fields)
+        return self._known[known]
 
     def __len__(self) -> int:
         return len(self._sorted)
@@ -211,13 +227,17 @@ def mapped(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
         if not 2 <= length <= path.stat().st_size - 8:
             raise ValueError("no header")
         header = json.loads(file.read(length))
+    # mapped by torch: numpy's maps keep a file descriptor each, of which a process has few
+    size = path.stat().st_size
+    content = torch.tensor([], dtype=torch.uint8).set_(torch.UntypedStorage.from_file(str(path), False, size)).numpy()
     arrays = {}
     for name, field in header.items():
         if name != "__metadata__":
-            kind, shape = _TYPES[field["dtype"]], tuple(field["shape"])
-            if math.prod(shape) * np.dtype(kind).itemsize != field["data_offsets"][1] - field["data_offsets"][0]:
+            kind, shape = np.dtype(_TYPES[field["dtype"]]), tuple(field["shape"])
+            start, end = (8 + length + offset for offset in field["data_offsets"])
+            if math.prod(shape) * kind.itemsize != end - start or end > size:
                 raise ValueError(f"{name} has another size than its header says")
-            arrays[name] = np.memmap(path, kind, "r", 8 + length + field["data_offsets"][0], shape)
+            arrays[name] = content[start:end].view(kind).reshape(shape)
     return json.loads(header["__metadata__"]["shard"]), arrays
 
 
@@ -241,13 +261,23 @@ def check_room(folder: Path, size: int) -> None:
 
 
 def weights_fingerprint(model: torch.nn.Module, *settings: object) -> str:
-    """Hash of every weight, its type and its name, and of settings (JSON values) that decide what the model makes of an input."""
+    """Hash of every weight, its type and its name, and of what else decides what the model makes of an input: its class, its
+    configuration, and settings (JSON values)."""
     digest = hashlib.blake2b(digest_size=16)
+    config = without_origin(model.config.to_dict()) if hasattr(model, "config") else {}
+    settings = (*settings, type(model).__name__, config)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def without_origin(config):
+    """A configuration's mapping, without what says where it came from or which version wrote it; of its parts, too."""
+    if not isinstance(config, dict):
+        return config
+    return {name: without_origin(value) for name, value in config.items() if name not in _ORIGIN and value is not None}
 
 
 def key_of(*parts: bytes) -> bytes:
@@ -258,8 +288,8 @@ def key_of(*parts: bytes) -> bytes:
 
 
 def picture_keys(dataset) -> np.ndarray:
-    """(N, 16) uint8, a key a picture: of its image_id and of what betrays a changed picture, its file's size and time, or the
-    bytes that the row itself holds."""
+    """(N, 16) uint8, a key a picture: of its image_id and of its file's place, size and time, or of the bytes that the row itself
+    holds."""
     keys = []
     for table in dataset.select_columns(["image_id", "image"]).with_format("arrow").iter(batch_size=1000):
         image = table["image"].combine_chunks()
@@ -269,6 +299,7 @@ def picture_keys(dataset) -> np.ndarray:
                 state = memoryview(stored[row].as_buffer())
             else:
                 stat = Path(path).stat() if path and Path(path).is_file() else None
-                state = f"{stat.st_size} {stat.st_mtime_ns}".encode() if stat else (path or "").encode()
+                state = f"{stat.st_size} {stat.st_mtime_ns} {Path(path).resolve()}" if stat else path or ""
+                state = state.encode("utf-8", "surrogatepass")
             keys.append(key_of(image_id.encode("utf-8", "surrogatepass"), state))
     return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)

@@ -215,6 +215,7 @@ def model_row(
     texts = encode_texts(model, encoder.tokenizer, sentences, text_kwargs=encoder.text_kwargs, **options)
     images = encode_images(model, encoder.image_processor, pictures, batch_size, num_workers=num_workers, **options)
     figures = {"both_directions": False, "with_intervals": True}
+    figures["bias"] = None if encoder.bank is None else encoder.bank.bias(images)
     return metrics_by_gallery(texts, images, targets, galleries, **figures)
 
 

@@ -13,7 +13,8 @@ from imagedex.retrieval.retriever import Retriever, VectorRetriever
 class RerankedRetriever(Retriever):
     """Two stages: beams of a generative model, then the cosine of each picture they found.
 
-    Scores are the cosines. A right picture that the beams did not find has no rank.
+    Scores are those of the dual encoder: cosines, less a picture's bias where it has one. A right picture that the beams did
+    not find has no rank.
 
     Args: vectors, over the same gallery or more.
     """
@@ -28,8 +29,12 @@ class RerankedRetriever(Retriever):
         asked = self.vectors.encode(queries)
         for ranking, vector in zip(rankings, asked, strict=True):
             rows = torch.tensor([self.row_of[image_id] for image_id in ranking.images], dtype=torch.int64)
-            cosines = similarity(vector[None], self.vectors.vectors[rows.to(vector.device)])[0]
-            order = cosines.argsort(descending=True, stable=True).tolist()  # of equal cosines the better beam is first
+            rows = rows.to(vector.device)
+            cosines = similarity(vector[None], self.vectors.vectors[rows])[0]
+            scores = cosines if self.vectors.bias is None else cosines - self.vectors.bias[rows]
+            order = scores.argsort(descending=True, stable=True).tolist()  # of equal scores the better beam is first
             ranking.images = [ranking.images[place] for place in order]
-            ranking.scores = [short_float(cosines[place].item()) for place in order]
+            ranking.scores = [short_float(scores[place].item()) for place in order]
+            if self.vectors.bias is not None:
+                ranking.cosines = [short_float(cosines[place].item()) for place in order]
         return judged(rankings, k, targets)

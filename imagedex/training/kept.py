@@ -11,10 +11,12 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from imagedex.encoding.store import Store, StoredRows, check_room, key_of, weights_fingerprint
+from imagedex.encoding.store import ROWS_PER_SHARD, Store, StoredRows, check_room, key_of, weights_fingerprint
 from imagedex.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+LARGEST_SHARD = 2**28  # bytes: all states of a large tower's patches are a megabyte a picture
 
 
 def default_keep_dir() -> Path:
@@ -60,7 +62,7 @@ class Keeper:
         self, name: str, tower, pool: Callable, collator, settings, keep_dir, batch_size: int, workers: int = 0
     ):
         self.name, self.pool, self.collator = name, pool, collator
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.workers, self.row_bytes = batch_size, workers, 1
         maker = {"tower": weights_fingerprint(tower, settings), "states": name}
         folder = Path(keep_dir or default_keep_dir()).expanduser() / f"{name}-{maker['tower'][:16]}"
         try:
@@ -112,7 +114,8 @@ class Keeper:
                     yield {self.name: self.pool(batch).float().cpu().numpy()}
 
         try:
-            self.store.fill(keys, encode, self.batch_size, share)
+            rows_per_shard = max(1, min(ROWS_PER_SHARD, LARGEST_SHARD // self.row_bytes))
+            self.store.fill(keys, encode, self.batch_size, share, rows_per_shard)
         except OSError as error:
             raise UserError(f"--keep_dir: {self.store.folder} cannot be written: {error.strerror}") from error
 
@@ -125,7 +128,8 @@ class Keeper:
             return
         with torch.no_grad():
             shape = self.pool(self.collator([rows[int(missing[0]) % len(rows)]])).shape[1:]
-        size = len(missing) * 4 * int(np.prod(shape))
+        self.row_bytes = 4 * int(np.prod(shape))
+        size = len(missing) * self.row_bytes
         logger.info("%s; the others take %.1f MB there", there, size / 1e6)
         check_room(self.store.folder, size)
 

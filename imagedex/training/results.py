@@ -127,12 +127,14 @@ def write_queries(path: Path, queries: list[tuple[str, str]]) -> None:
 
 def write_predictions(trainer: Trainer, splits: RetrievalSplits, k: int = 10) -> None:
     """rankings.jsonl: the k pictures found for each caption that is asked, as run_retrieval.py writes them."""
-    scores, images = trainer.found(k, splits.gallery["image_id"][:])
+    scores, images, *cosines = trainer.found(k, splits.gallery["image_id"][:])
     if trainer.is_world_process_zero():
         found = zip(questions(splits), images, scores, strict=True)
         rankings = [
             Ranking(caption, names, [short_float(score) for score in values]) for (caption, _), names, values in found
         ]
+        for ranking, values in zip(rankings, cosines[0] if cosines and cosines[0] else [], strict=False):
+            ranking.cosines = [short_float(value) for value in values]
         write_rankings(rankings, Path(trainer.args.output_dir) / "rankings.jsonl")
 
 

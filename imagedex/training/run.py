@@ -17,6 +17,7 @@ from imagedex.errors import UserError
 from imagedex.evaluation.exact import split_folds
 from imagedex.files import RUN_RECORD, check_output_dir, write_atomically
 from imagedex.hub import check_push
+from imagedex.modeling.caption_bank import CaptionBank
 from imagedex.training.trainer_parts import load_weights
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,8 @@ class Run:
         if self.trained:
             logger.info("the training of %s is over; only what is missing is done", self.folder)
             load_weights(trainer.model, self.folder)
+            if hasattr(trainer.model, "caption_bank"):
+                trainer.model.caption_bank = CaptionBank.from_pretrained(self.folder)
             trainer.state = TrainerState.load_from_json(str(self.folder / STATE))
             if set(self.lacking) - AFTERWARDS:
                 trainer.save_model(_internal_call=True)

@@ -97,6 +97,10 @@ def make_model(
     try:
         name = model.model_name_or_path or model.config_name
         if name:
+            if model.model_name_or_path:
+                fields.pop(
+                    "projection_dim", None
+                )  # a closed form may have chosen fewer directions than the recipe allows
             config = XMatchingConfig.from_pretrained(name, **fields)
             if model.model_name_or_path:
                 return XMatchingModel.from_pretrained(name, config=config)
@@ -116,7 +120,8 @@ def make_model(
             vision_config=build_tower_config(model.vision_config, "vision_config", **sizes),
             **fields,
         )
-    except (ValueError, OSError, ImportError) as error:  # ImportError: a timm tower, and timm is not installed
+    # RuntimeError: sizes that do not fit; ImportError: a timm tower, and timm is not installed
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         raise UserError(" ".join(str(error).split())[:400]) from error
     finally:
         hf_logging.set_verbosity_warning()

@@ -93,6 +93,4 @@ def load_weights(model, folder: str) -> None:
         return load_adapters(model, folder)
     saved = type(model).from_pretrained(folder, dtype=model.dtype)
     model.load_state_dict(saved.state_dict())
-    if hasattr(saved, "caption_bank"):
-        model.caption_bank = saved.caption_bank
     return None

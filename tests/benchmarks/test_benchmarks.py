@@ -51,6 +51,27 @@ def test_the_page_gives_mean_and_spread_of_the_losses(path):
         assert f"| {loss} | {' | '.join(cells)} |" in PAGE
 
 
+@pytest.mark.parametrize(
+    "path", sorted((FOLDER / "results").glob("regularization_dial-*.csv")), ids=lambda path: path.stem
+)
+def test_the_page_says_where_the_dial_leads(path):
+    rows, columns = rows_of(path), (("new", "new"), ("new", "all"), ("indexed", "all"))
+    assert f"(results/{path.name})" in PAGE and path.with_suffix(".svg").exists()
+
+    def cells(**of):
+        own = [row for row in rows if all(row[name] == value for name, value in of.items())]
+        figures = {
+            (row["asked"], row["gallery"]): f"{float(row['hits@1']):.3f} / {float(row['hits@10']):.3f}" for row in own
+        }
+        return " | ".join(figures[column] for column in columns)
+
+    for strength in {row["regularization"] for row in rows}:
+        line = cells(form="cca", regularization=strength, bias="csls, 5 nearest")
+        assert f"| {float(strength):g} | {line} | " in PAGE
+    for bias in {row["bias"] for row in rows}:
+        assert f"| {bias} | {cells(form='cca', regularization='3.0', bias=bias)} |" in PAGE
+
+
 def test_there_are_results():
     assert RESULTS
 

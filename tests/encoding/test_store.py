@@ -2,9 +2,11 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,9 +57,40 @@ def test_rows_come_back_in_any_order(tmp_path):
         assert rows.array("vectors").tolist() == [[n, 2 * n] for n in asked]
         assert rows.array("bias", [3, 0]).tolist() == [900, 44]
         assert [rows.row("vectors", place).tolist() for place in range(len(rows))] == [[n, 2 * n] for n in asked]
-        assert isinstance(rows.row("vectors", 0), np.memmap)  # read when it is used, not before
+        assert str(tmp_path) in Path("/proc/self/maps").read_text()  # mapped, not read
     with pytest.raises(KeyError, match="1 of 2 rows"):
         store.rows(keys_of([5, 6]))
+
+
+def test_many_shards_take_no_file_descriptors(tmp_path):
+    numbers = list(range(60))
+    filled(tmp_path, numbers, rows_per_shard=1)
+    before = len(os.listdir("/proc/self/fd"))
+    stores_open = [Store(tmp_path, MAKER) for _ in range(2)]
+    assert len(os.listdir("/proc/self/fd")) - before < 5
+    assert stores_open[1].rows(keys_of(numbers)).array("bias").tolist() == numbers
+
+
+def test_a_worker_maps_the_files_again_instead_of_getting_their_content(tmp_path):
+    numbers = list(range(3000))
+    rows = filled(tmp_path, numbers, batch_size=500).rows(keys_of([7, 2999]))
+    sent = pickle.dumps(rows)
+    assert len(sent) < 2000
+    assert pickle.loads(sent).array("bias").tolist() == [7, 2999]
+
+
+def test_whole_shards_are_verified_once(tmp_path, monkeypatch):
+    numbers = list(range(12))
+    store = filled(tmp_path, numbers, rows_per_shard=4)
+    verified = []
+    monkeypatch.setattr(stores, "checksum", lambda arrays, honest=stores.checksum: verified.append(1) or honest(arrays))
+    store.reload()
+    assert not verified
+    victim = shard_files(tmp_path)[0]
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    store.reload()
+    assert len(verified) == 1 and len(store) == 8
 
 
 def test_only_what_is_missing_is_encoded_and_equal_rows_once(tmp_path):
@@ -202,6 +235,11 @@ def test_the_fingerprint_sees_weights_and_settings(tiny_clip):
     known = weights_fingerprint(model, {"size": 30})
     assert weights_fingerprint(CLIPModel.from_pretrained(tiny_clip), {"size": 30}) == known
     assert weights_fingerprint(model, {"size": 31}) != known
+    model.config.text_config.num_attention_heads *= 2  # the same weights, other states
+    assert weights_fingerprint(model, {"size": 30}) != known
+    model.config.text_config.num_attention_heads //= 2
+    model.config._name_or_path = "elsewhere"  # where it came from does not matter
+    assert weights_fingerprint(model, {"size": 30}) == known
     with torch.no_grad():
         model.visual_projection.weight[0, 0] += 1e-3
     assert weights_fingerprint(model, {"size": 30}) != known

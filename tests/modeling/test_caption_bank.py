@@ -80,9 +80,22 @@ def test_it_is_kept_and_found_beside_the_weights(tmp_path):
         assert found.caption_bank.neighbours == 3
         assert found.caption_bank.fingerprint == model.caption_bank.fingerprint
     assert CaptionBank(unit(9, 8), 4).fingerprint != model.caption_bank.fingerprint
+    assert CaptionBank(unit(400, 8), 300).fingerprint
+    model.caption_bank = None
+    model.save_pretrained(tmp_path / "with")  # other weights: an old bank beside them would be taken for theirs
+    assert not (tmp_path / "with" / FILE).exists()
     (tmp_path / "with" / FILE).write_bytes(b"broken")
     with pytest.raises(ValueError, match="is broken"):
         XMatchingModel.from_pretrained(tmp_path / "with")
+
+
+def test_equal_pictures_have_equal_biases_in_whatever_block(monkeypatch):
+    bank, picture = CaptionBank(unit(333, 48, 11)), unit(1, 48, 12)
+    found = []
+    for block in (333, 700, 5000, 40_000):
+        monkeypatch.setattr(caption_bank, "_BLOCK", block)
+        found.append(bank.bias(picture.repeat(37, 1)))
+    assert all((biases == found[0][0]).all() for biases in found)
 
 
 def test_what_makes_no_bias():

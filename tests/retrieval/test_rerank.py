@@ -30,8 +30,9 @@ class Beams(GenerativeRetriever):
 class Compass(VectorRetriever):
     """Knows two sentences."""
 
-    def __init__(self):
+    def __init__(self, bias=None):
         self.name, self.image_ids, self.vectors = "compass", PICTURES, torch.tensor(DIRECTIONS)
+        self.bias = bias
 
     def encode(self, queries):
         return torch.tensor([{"go north": [0.0, 1.0], "go east": [1.0, 0.0]}[query] for query in queries])
@@ -62,3 +63,14 @@ def test_the_right_picture_counts_when_it_is_beyond_k_and_not_when_no_beam_found
     )
     assert first.images == second.images == ["north.jpg"]
     assert first.rank == 3 and second.rank == math.inf
+
+
+def test_a_hub_goes_down_here_too():
+    beams = [["north.jpg", "north-east.jpg", "east.jpg"]]
+    bias = torch.zeros(len(PICTURES))
+    bias[PICTURES.index("north.jpg")] = 0.5  # near to every sentence
+    (plain,) = RerankedRetriever(Beams(beams), Compass()).search(["go north"], 3)
+    (ranking,) = RerankedRetriever(Beams(beams), Compass(bias)).search(["go north"], 3)
+    assert plain.images[0] == "north.jpg" and plain.cosines is None
+    assert ranking.images == ["north-east.jpg", "north.jpg", "east.jpg"]
+    assert ranking.scores[1] == 0.5 and ranking.cosines[1] == 1.0

@@ -54,8 +54,11 @@ def keep_frozen_states(model, texts, pictures, collator, args, together: bool = 
         return Keeper(name, tower, pool, collator, settings, *options)
 
     if model.is_frozen("text"):
-        padding = getattr(getattr(collator.pad, "__self__", None), "padding", "longest")  # of the processor
-        settings = [config.text_pooling, config.text_pooling_layers, padding]
+        settings = [config.text_pooling, config.text_pooling_layers]
+        processor = getattr(collator.pad, "__self__", None)
+        if processor is not None and processor.padding == "max_length":  # the tower sees the padding
+            tokenizer = processor.tokenizer
+            settings += [processor.max_text_length, tokenizer.pad_token_id, tokenizer.padding_side]
         keep = keeper("text_states", model.text_model, model.pool_text, settings).keep
         texts = keep(texts, token_keys(texts), together=together)
     views = None if pictures.augment is None else args.kept_views

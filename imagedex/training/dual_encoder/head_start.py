@@ -103,6 +103,11 @@ class Spectra:
         self.picture_mean, self.text_mean = moments.x / n, moments.y / n
         self.picture_values, self.picture_vectors = eigen(moments.xx / n - self.picture_mean.outer(self.picture_mean))
         self.text_values, self.text_vectors = eigen(moments.yy / n - self.text_mean.outer(self.text_mean))
+        for side, values in (("picture", self.picture_values), ("caption", self.text_values)):
+            if not values.mean() > 1e-12:
+                raise UserError(
+                    f"--head_start: the towers say the same of every {side}, so no heads can be fitted to that"
+                )
         cross = moments.xy / n - self.picture_mean.outer(self.text_mean)
         self.cross = self.picture_vectors.T @ cross @ self.text_vectors  # (D, E)
 

@@ -54,6 +54,7 @@ class XMatchingTrainer(TowerTrainerMixin, Trainer):
     def train(self, *args, **kwargs):
         """As Trainer, with adapters where the arguments ask for them (a model that is only judged has none); says at the end what
         of a stream was left out."""
+        self.model.caption_bank = None  # of a model that is trained on: it is of other weights from now on
         if self.args.lora_rank and not has_adapters(self.model):
             add_adapters(self.model, self.args)
         result = super().train(*args, **kwargs) if self.head_start is None else self.train_from(*args, **kwargs)
@@ -97,6 +98,8 @@ class XMatchingTrainer(TowerTrainerMixin, Trainer):
     def make_caption_bank(self) -> None:
         """Vectors of some training captions, by which the model tells hubs; see `CaptionBank`."""
         rows = getattr(self.train_dataset, "banked", ())
+        if isinstance(self.train_dataset, CaptionStream) and self.args.caption_bank_size:
+            logger.info("a model that is trained from a stream keeps no bank of captions: it ranks by cosines")
         core = self.accelerator.unwrap_model(self.model)
         core.caption_bank = None
         if rows:
@@ -190,11 +193,18 @@ class XMatchingTrainer(TowerTrainerMixin, Trainer):
             self.embed(evaluation.pictures, "image_embeds", "Encoding pictures"),
         )
 
-    def found(self, k: int, image_ids: list[str]) -> tuple[list[list[float]], list[list[str]]]:
-        """The k best pictures for each caption that is asked: their scores, descending, and their names."""
+    def found(
+        self, k: int, image_ids: list[str]
+    ) -> tuple[list[list[float]], list[list[str]], list[list[float]] | None]:
+        """The k best pictures for each caption that is asked: their scores, descending, their names, and their cosines where the
+        scores are others."""
         text_embeds, image_embeds = self.embed_both(self.eval_dataset.named())
-        scores, rows = top_k(*with_bias(text_embeds, image_embeds, self.bias(image_embeds)), k)
-        return scores.tolist(), [[image_ids[row] for row in best] for best in rows.tolist()]
+        bias = self.bias(image_embeds)
+        scores, rows = top_k(*with_bias(text_embeds, image_embeds, bias), k)
+        cosines = (
+            None if bias is None else [(v @ image_embeds[r].T).tolist() for v, r in zip(text_embeds, rows, strict=True)]
+        )
+        return scores.tolist(), [[image_ids[row] for row in best] for best in rows.tolist()], cosines
 
     def bias(self, image_embeds: torch.Tensor) -> torch.Tensor | None:
         """(N,) of each picture, once the model has its bank of captions."""

@@ -241,6 +241,29 @@ def test_every_view_counts(pairs_of_a_model):
     torch.testing.assert_close(sum(m.x for m in fitter.moments), sum(both).double(), rtol=1e-5, atol=1e-4)
 
 
+def test_towers_that_say_the_same_of_everything_are_one_line(tmp_path):
+    same = np.ones((PICTURES, D), np.float32)
+    found = SimpleNamespace(
+        texts=kept(tmp_path, "text_states", [np.random.default_rng(0).normal(size=(PICTURES, E)).astype(np.float32)]),
+        pictures=kept(tmp_path, "image_states", [same]),
+        image_rows=np.arange(PICTURES),
+    )
+    with pytest.raises(UserError, match="the same of every picture"):
+        HeadFitter("cca", Pairs(found), NAMES, (1.0, 1.0), 7).fit()
+
+
+def test_fewer_pictures_than_dimensions(tmp_path):
+    generator = np.random.default_rng(0)
+    few = 12
+    found = SimpleNamespace(
+        texts=kept(tmp_path, "text_states", [generator.normal(size=(few, 30)).astype(np.float32)]),
+        pictures=kept(tmp_path, "image_states", [generator.normal(size=(few, 40)).astype(np.float32)]),
+        image_rows=np.arange(few),
+    )
+    heads, chosen, _ = HeadFitter("cca", Pairs(found), NAMES[:few], (1.0, 1.0), 25).fit()
+    assert chosen.directions <= 25 and all(value.isfinite().all() for value in (heads.picture, heads.text))
+
+
 def test_what_cannot_start_in_closed_form_says_why(pairs_of_a_model):
     with pytest.raises(UserError, match="--vision_head linear"):
         start_heads(model_for(projection_dim=8, vision_head="mlp"), pairs_of_a_model, NAMES, "cca")
