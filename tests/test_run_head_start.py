@@ -111,7 +111,8 @@ def test_a_model_that_is_trained_on_leaves_its_old_bank_behind(launch, arguments
     on = [
         "--model_name_or_path", tmp_path / "first", "--dataset_name", flickr_folder, "--held_out_captions_per_image", 1,
         "--do_train", "--do_eval", "--do_predict", "--projection_dim", 16, "--use_cpu", "--max_steps", 2,
-        "--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy", "steps", "--save_steps", 1, "--learning_rate", "1e-3", "--report_to", "none",
+        "--eval_strategy", "steps", "--eval_steps", 1,
+        "--save_strategy", "steps", "--save_steps", 1, "--learning_rate", "1e-3", "--report_to", "none",
     ]  # fmt: skip
     done = launch("run_xmatching.py", *on, "--output_dir", tmp_path / "second")
     assert done.returncode == 0, done.stderr[-3000:]
