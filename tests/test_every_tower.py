@@ -62,9 +62,9 @@ def test_two_pretrained_towers_train_and_are_asked(text, vision, flickr_folder, 
     names = sorted(path.name for path in (flickr_folder / "images").iterdir())
     images = [str(flickr_folder / "images" / name) for name in names]
     with torch.no_grad():
-        scores = model(**processor(text=asked, images=images, return_tensors="pt")).text_embeds
+        sentences = model(**processor(text=asked, images=images, return_tensors="pt")).text_embeds
         pictures = model.get_image_features(**processor(images=images, return_tensors="pt")).pooler_output
-    expected = scores @ pictures.T
+    expected = model.search_scores(sentences, pictures)
     answers = [json.loads(line) for line in (tmp_path / "answers" / "rankings.jsonl").read_text().splitlines()]
     for row, answer in enumerate(answers):
         found = torch.tensor([expected[row, names.index(name)] for name in answer["images"]])

@@ -132,7 +132,7 @@ def test_new_pictures_are_searched_alone_and_among_all(flickr_folder, parts, tmp
     assert brief["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-4)
     assert not [name for name in brief if "_low" in name or name.startswith(f"eval_{other}")]
     assert embedded[1] == ("image_embeds", brief["eval_gallery_size"])
-    scores, images = trainer.found(3, splits.gallery["image_id"][:])
+    scores, images, _ = trainer.found(3, splits.gallery["image_id"][:])
     assert set().union(*images) <= (set(names) if eval_gallery == "all" else new) and len(scores) == len(asked)
 
 
