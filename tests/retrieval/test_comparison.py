@@ -39,7 +39,7 @@ def test_size_is_of_what_answers(tmp_path):
              "optimizer.bin": 9999, "trainer_state.json": 9999, "checkpoint-1/model.safetensors": 9999}  # fmt: skip
     for name, size in sizes.items():
         (model / name).write_bytes(b"x" * size)
-    (index / "vectors-00000.safetensors").write_bytes(b"x" * 50_000)
+    (index / "shard-0123456789abcdef.safetensors").write_bytes(b"x" * 50_000)
     assert comparison.size_on_disk(str(model)) == 1234
     assert comparison.size_on_disk(str(model), index) == 51_234
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
