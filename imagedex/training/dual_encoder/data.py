@@ -100,11 +100,11 @@ class RetrievalEvaluation:
 class CaptionPairs(torch.utils.data.Dataset):
     """Item i: caption i, its picture, and `image_ids`, the picture's row.
 
-    Args: texts and pictures, rows of model inputs; image_rows (captions,), the picture of each caption.
+    Args: texts and pictures, rows of model inputs; image_rows (captions,), the picture of each caption; banked, the captions
+    for the bank that is kept with the model.
     """
 
     def __init__(self, texts: Dataset | KeptStates, pictures: Pictures | KeptStates, image_rows, banked=()):
-        """Args: banked, captions for the bank that is kept with the model."""
         self.texts, self.pictures, self.image_rows = texts, pictures, np.asarray(image_rows)
         self.banked = list(banked)
 

@@ -22,7 +22,6 @@ PICTURES, D, E = 60, 9, 7
 
 def kept(tmp_path, name, states, views=1):
     """States (views, rows, width) in a store, as a `Keeper` leaves them."""
-    keys = np.arange(len(states[0]) * 16, dtype=np.uint8).reshape(-1, 16) if len(states[0]) < 16 else None
     keys = np.stack([np.frombuffer(int(n).to_bytes(16, "little"), np.uint8) for n in range(len(states[0]))])
     store, every = Store(tmp_path / name, {"tower": name}), [view_keys(keys, view) for view in range(views)]
     for own, values in zip(every, states, strict=True):
@@ -39,14 +38,8 @@ def world(tmp_path):
     owners = generator.permutation(np.repeat(np.arange(PICTURES), np.arange(PICTURES) % 3 + 1))
     noise = 0.5 * generator.normal(size=(len(owners), E))
     y = (cause[owners] @ generator.normal(size=(4, E)) + noise - 1).astype(np.float32)
-    pairs = SimpleNamespace(image_rows=owners)
-    pairs.texts, pairs.pictures = kept(tmp_path, "text_states", [y]), kept(tmp_path, "image_states", [x])
-    return (
-        x,
-        y,
-        owners,
-        SimpleNamespace(texts=pairs.texts, pictures=pairs.pictures, image_rows=owners, __len__=lambda: len(owners)),
-    )
+    sides = {"texts": kept(tmp_path, "text_states", [y]), "pictures": kept(tmp_path, "image_states", [x])}
+    return x, y, owners, SimpleNamespace(**sides, image_rows=owners)
 
 
 class Pairs:
