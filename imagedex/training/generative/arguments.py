@@ -77,6 +77,11 @@ class IdentifierArguments:
         "or the vision tower's mean state. auto: text where everything has some, otherwise a tower that was trained.",
         "auto",
     )
+    identifier_rows: Literal["sentences", "random", "mean"] | None = argument(
+        "Where the embeddings of new identifier tokens start beside pretrained words: sentences (from what T5 says when it reads "
+        "the trained captions or documents), random (at the words' scale), or mean (transformers' own: around the words' mean, "
+        "too near each other to learn from). By default sentences."
+    )
     identifier_seed: int = argument("Seed of random numbers and of k-means.", 0)
     identifier_branches: int = argument("semantic: clusters of a level.", 10)
     identifier_leaf_size: int = argument("semantic: the most items of a cluster that is not divided further.", 100)

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import DataLoader
 
 from imagedex.errors import UserError
 from imagedex.identifiers.schemes import VECTOR_SCHEMES, add_tokens, assign_identifiers
-from imagedex.identifiers.vectors import choose_source, latent_semantic_vectors, mean_vision_states, xmatching_vectors
+from imagedex.identifiers.vectors import choose_source, latent_semantic_vectors, xmatching_vectors
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.training.generative.arguments import IdentifierArguments
 from imagedex.training.generative.rows import ItemInputs
@@ -111,5 +110,4 @@ class Assigner:
         logger.info("vectors for %s identifiers: %s", self.scheme, SOURCES[source])
         if source == "text":
             return latent_semantic_vectors(splits.item_texts(), seed=wanted.identifier_seed), {"vectors": "text"}
-        batches = DataLoader(items.gallery, size, collate_fn=items.collator, num_workers=workers)
-        return mean_vision_states(items.model, batches, args.device, progress), {"vectors": "vision"}
+        return items.picture_vectors(), {"vectors": "vision"}

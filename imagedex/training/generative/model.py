@@ -18,6 +18,7 @@ from imagedex.training.generative.arguments import DSITrainingArguments, Identif
 from imagedex.training.generative.checks import WITH_PICTURES
 from imagedex.training.generative.identify import Assigner, brought_identifiers, check_brought, check_wanted
 from imagedex.training.generative.rows import DSIRows, ItemInputs
+from imagedex.training.generative.starts.identifier_rows import start_rows
 from imagedex.training.generative.starts.lexical import start_from_texts
 from imagedex.training.image_processor import output_size
 from imagedex.training.processors import build_processor
@@ -93,12 +94,26 @@ def build_parts(
         resize_embeddings(model, processor.tokenizer, True)  # a pretrained T5 that goes on has its own words alone
     else:
         identifiers = Assigner(wanted, items, bool(name or model_args.vision_model_name_or_path))()
-        resize_embeddings(model, processor.tokenizer, bool(name or t5.text_model_name_or_path))
-        if t5.t5_start == "lexical":
+        knows_words = bool(name or t5.text_model_name_or_path)
+        resize_embeddings(model, processor.tokenizer, knows_words)
+        if knows_words:
+            start_identifiers(items, identifiers, wanted)
+        elif t5.t5_start == "lexical":
             known = [processor.cleaned(text) for text in splits.item_texts()]
             pairs = [(processor.cleaned(sentence), processor.cleaned(rest)) for sentence, rest in splits.known_pairs()]
             start_from_texts(model, processor.tokenizer, identifiers, known, pairs, wanted.identifier_seed)
     return Parts(processor, model, identifiers, DSIRows(items, identifiers))
+
+
+def start_identifiers(items: ItemInputs, identifiers: Identifiers, wanted: IdentifierArguments) -> None:
+    """Fills the embeddings that identifiers added beside pretrained words, as --identifier_rows says."""
+    if wanted.identifier_rows == "mean":
+        return
+    model, args, tokenizer = items.model.to(items.args.device), items.args, items.processor.tokenizer
+    known = items.known_sentences() if wanted.identifier_rows != "random" else [[]] * len(identifiers)
+    start_rows(
+        model, tokenizer, identifiers, known, items.picture_vectors, wanted.identifier_seed, not args.disable_tqdm
+    )
 
 
 def build_model(model: ModelArguments, t5: T5Arguments, kind: str, processor):

@@ -4,16 +4,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from torch.utils.data import DataLoader
 
 from imagedex.corpora.arguments import CorpusArguments
 from imagedex.corpora.indexed import IndexedSplits
 from imagedex.errors import UserError
+from imagedex.identifiers.vectors import mean_vision_states
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.modeling.processing_retrieval import SentenceProcessor
 from imagedex.training.augmentation import build_augmentation
 from imagedex.training.generative.arguments import DSITrainingArguments, IndexingArguments
 from imagedex.training.generative.caption_augmentation import CaptionAugmentationArguments
 from imagedex.training.generative.data import (
+    TEXT_INPUTS,
     Captioning,
     DSICollator,
     GenerativeEvaluation,
@@ -88,6 +91,31 @@ class ItemInputs:
             reader = self.reading(self.document_prompt)
             return text_rows(self.splits.gallery, "text", reader, self.num_proc)
         return self.pictures(self.splits.gallery) if self.sees_pictures else None
+
+    def known_sentences(self) -> list[list[dict]]:
+        """Of each item of the gallery, what is trained to lead to it, as tokens: its sentences, and a document's own text."""
+        texts = dict(zip(self.splits.train["image_id"], self.splits.train["captions"], strict=True))
+        known = [self.tokens(self.processor, texts.get(item, [])) for item in self.splits.item_ids]
+        if self.splits.documents:
+            reader = self.reading(self.document_prompt)
+            documents = zip(known, self.splits.gallery["text"], strict=True)
+            known = [self.tokens(reader, [text]) + own for own, text in documents]
+        return known
+
+    @staticmethod
+    def tokens(reader: SentenceProcessor, texts: list[str]) -> list[dict]:
+        if not texts:
+            return []
+        columns, _ = reader.tokens(texts)
+        return [{name: columns[name][row] for name in TEXT_INPUTS} for row in range(len(texts))]
+
+    def picture_vectors(self):
+        """(N, width) the vision tower's mean state of each item's picture; None of a model that reads none."""
+        if not self.sees_pictures:
+            return None
+        batch, workers = self.args.per_device_eval_batch_size, self.args.dataloader_num_workers
+        batches = DataLoader(self.gallery, batch, collate_fn=self.collator, num_workers=workers)
+        return mean_vision_states(self.model, batches, self.args.device, not self.args.disable_tqdm)
 
     def reading(self, prompt: str = "", clean_text: bool = False) -> SentenceProcessor:
         """The same tokenizer and length for texts that are no queries."""
