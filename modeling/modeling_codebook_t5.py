@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers.modeling_outputs import BaseModelOutput
 
 from .configuration_codebook_t5 import CodebookT5Config
-from .picture_t5 import PictureT5, padded_rows
+from .picture_t5 import PictureT5, PictureT5Output, padded_rows
 from .towers import unsharded
 from .visual_codebook import (
     LearnedCodebook,
@@ -27,9 +27,9 @@ from .visual_codebook import (
 
 
 @dataclass
-class CodebookT5Output(Seq2SeqLMOutput):
+class CodebookT5Output(PictureT5Output):
     """
-    As Seq2SeqLMOutput; `loss` includes `quantizer_loss`. Where the batch has picture rows:
+    As PictureT5Output; `loss` includes `quantizer_loss`. Where the batch has picture rows:
 
     visual_token_ids (P, num_visual_tokens or fewer): what T5 read, padded.
     quantizer_loss (scalar, `quantization="learned"` only): codebook, commitment and entropy losses, all 0 or more.
@@ -204,7 +204,7 @@ class CodebookT5(PictureT5):
         attention_mask = padded_rows(*(mask for _, mask in inputs))
         return CodebookEncoderOutput(**output, visual_token_ids=ids, quantizer_loss=loss), attention_mask
 
-    def finished(self, output: Seq2SeqLMOutput, encoder_outputs) -> CodebookT5Output:
+    def finished(self, output: PictureT5Output, encoder_outputs) -> CodebookT5Output:
         ids = getattr(encoder_outputs, "visual_token_ids", None)
         quantizer_loss = getattr(encoder_outputs, "quantizer_loss", None)
         output = CodebookT5Output(**output)

@@ -4,6 +4,8 @@ A batch has text rows (`input_ids`), picture rows (`pixel_values`, or `image_sta
 rows come first and picture rows after them, in what is encoded, in the labels and in what is generated.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, PreTrainedConfig, T5Config, T5ForConditionalGeneration
@@ -26,6 +28,13 @@ def padded_rows(*tensors: torch.Tensor | None, value: float = 0) -> torch.Tensor
         after = [0, 0] * (tensor.ndim - 2) + [0, longest - tensor.shape[1]]
         padded.append(F.pad(tensor, after, value=value))
     return torch.cat(padded)
+
+
+@dataclass
+class PictureT5Output(Seq2SeqLMOutput):
+    """As Seq2SeqLMOutput, with where the decoder may attend in `encoder_last_hidden_state`: encoder_attention_mask (rows, S)."""
+
+    encoder_attention_mask: torch.LongTensor | None = None
 
 
 class PictureT5(RetrieveMixin, T5ForConditionalGeneration):
@@ -140,7 +149,7 @@ class PictureT5(RetrieveMixin, T5ForConditionalGeneration):
         labels=None,
         use_cache=None,
         **kwargs,
-    ) -> Seq2SeqLMOutput:
+    ) -> PictureT5Output:
         """
         Args:
             input_ids, attention_mask, pixel_values, image_states: as `encode` takes them.
@@ -170,9 +179,9 @@ class PictureT5(RetrieveMixin, T5ForConditionalGeneration):
             use_cache=use_cache,
             **{**kwargs, "return_dict": True},
         )
-        return self.finished(output, encoder_outputs)
+        return self.finished(PictureT5Output(**output, encoder_attention_mask=attention_mask), encoder_outputs)
 
-    def finished(self, output: Seq2SeqLMOutput, encoder_outputs) -> Seq2SeqLMOutput:
+    def finished(self, output: PictureT5Output, encoder_outputs) -> PictureT5Output:
         """The output with what a subclass adds to the loss and reports."""
         return output
 

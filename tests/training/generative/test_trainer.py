@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import T5Config, T5ForConditionalGeneration, ViTConfig
 
 from imagedex.identifiers.schemes import assign_identifiers
-from imagedex.modeling.constrained_decoding import score_identifiers
+from imagedex.modeling.constrained_decoding import rank_identifiers, score_identifiers
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.modeling.modeling_codebook_t5 import CodebookT5
 from imagedex.modeling.modeling_vision_grounded_t5 import VisionGroundedT5
@@ -126,6 +126,51 @@ def test_with_fewer_beams_what_was_not_found_adds_nothing(tmp_path):
     if torch.isinf(ranks.median()):
         assert "eval_median_rank" not in metrics
     json.dumps(metrics, allow_nan=False)
+
+
+ENCODING = {  # kind of model and rows -> (class, fields, texts, pictures, runs of the encoder in a batch, of the vision tower)
+    "t5": (T5ForConditionalGeneration, {}, 8, 0, 1, 0),
+    "codebook_t5 texts": (CodebookT5, {"num_visual_tokens": 9}, 8, 0, 1, 0),
+    "codebook_t5 pictures": (CodebookT5, {"num_visual_tokens": 9}, 0, 8, 1, 1),
+    "codebook_t5 learned, both": (CodebookT5, {"num_visual_tokens": 9, "quantization": "learned"}, 4, 4, 2, 1),
+    "vision_grounded_t5 both": (VisionGroundedT5, {}, 4, 4, 1, 1),
+}
+
+
+@pytest.mark.parametrize("kind", ENCODING)
+def test_evaluation_encodes_once_and_finds_what_encoding_twice_finds(tmp_path, kind):
+    """A batch of the first half of the rows, one of the second; CodebookT5 encodes texts and pictures one after the other."""
+    model_class, fields, texts, pictures, encoder_runs, tower_runs = ENCODING[kind]
+    parts = model, tokenizer, identifiers = build(model_class, "rq", **fields)
+    labels, drawings = labels_of(identifiers), Drawings()
+    rows = [text_rows(tokenizer, labels)[row] for row in range(texts)]
+    rows += [Items(drawings, NAMES, labels)[row] for row in range(pictures)]
+    rows = rows[::2] + rows[1::2]  # of mixed rows both kinds in either batch
+    trainer = make_trainer(parts, tmp_path, num_beams=8, per_device_eval_batch_size=4)
+    runs = {"encoder": 0, "vision_model": 0}
+
+    def count(name):
+        def hook(*_):
+            runs[name] += 1
+
+        return hook
+
+    hooks = [getattr(model, name).register_forward_hook(count(name)) for name in runs if hasattr(model, name)]
+    found = trainer.answer(rows, "Answering")
+    assert runs == {"encoder": 2 * encoder_runs, "vision_model": 2 * tower_runs}
+    for hook in hooks:
+        hook.remove()
+
+    for place, batch in ((slice(0, 4), rows[:4]), (slice(4, 8), rows[4:])):
+        batch = trainer.data_collator(batch)
+        right = batch.pop("labels")
+        scores, best = rank_identifiers(model, identifiers, batch, 8)
+        assert torch.equal(found.rows[place], best)
+        torch.testing.assert_close(found.scores[place], scores)
+        with torch.no_grad():
+            logits = model(**batch, labels=right).logits
+        losses = F.cross_entropy(logits.transpose(1, 2), right, reduction="none").sum(1)
+        torch.testing.assert_close(found.losses[place], losses)
 
 
 MEMORISING = {
