@@ -119,9 +119,18 @@ class LearnedCodebook(nn.Module):
         self.word_projection = nn.Linear(word_width, projection_dim, bias=False)
         self.commitment_cost, self.entropy_weight = commitment_cost, entropy_weight
 
+    def projected(self, states: torch.Tensor, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patches (..., vision width) and words (W, word width) -> both in projection_dim; no gradient reaches the words.
+
+        Each in its layer's own dtype: T5 in float16 keeps every parameter in float32 whose name has "wo" in it, and so
+        `word_projection`.
+        """
+        sides = (self.vision_projection, states), (self.word_projection, words.detach())
+        return tuple(layer(side.to(layer.weight.dtype)) for layer, side in sides)
+
     def nearest(self, states: torch.Tensor, words: torch.Tensor, special: list[int]) -> torch.Tensor:
         """(..., vision width) -> (...) token ids."""
-        return nearest_words(self.vision_projection(states), self.word_projection(words.detach()), special)
+        return nearest_words(*self.projected(states, words), special)
 
     def forward(self, states: torch.Tensor, words: torch.Tensor, special: list[int], kept: torch.Tensor):
         """
@@ -129,8 +138,7 @@ class LearnedCodebook(nn.Module):
         Returns ids (B, K); a path (B, K, word width), all zeros, to be added to the words' embeddings: it carries their
         gradient to the patches; the loss, a scalar.
         """
-        words = words.detach()
-        projected = self.vision_projection(states), self.word_projection(words)
+        projected = self.projected(states, words)
         ids = nearest_words(*projected, special)  # (B, K)
         patches, vocabulary = (F.normalize(side.float(), dim=-1) for side in projected)
         # The transpose of the words' projection leads back to the words' space (it starts orthogonal), at the word's length.

@@ -17,6 +17,8 @@ from transformers import (
     ViTModel,
 )
 
+from imagedex.modeling.constrained_decoding import rank_identifiers
+from imagedex.modeling.identifiers import Identifiers
 from imagedex.modeling.modeling_codebook_t5 import CodebookT5
 from imagedex.modeling.modeling_vision_grounded_t5 import VisionGroundedT5
 
@@ -264,6 +266,26 @@ def test_half_precision_and_the_tuple_form(tiny_picture_t5, picture_batch, tmp_p
     pictures = picture_batch["pixel_values"].bfloat16()
     assert half(**picture_batch | {"pixel_values": pictures}, labels=LABELS).loss.isfinite()
     assert half.generate(pixel_values=pictures, max_new_tokens=2).shape == (2, 3)
+
+
+@kinds
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_loaded_in_half_precision_it_trains_writes_and_finds(
+    tiny_picture_t5, picture_batch, tmp_path, kind, fields, dtype
+):
+    model = tiny_picture_t5(kind, t5={"dropout_rate": 0.0}, **fields).eval()
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, dtype=dtype)
+    half = picture_batch | {"pixel_values": picture_batch["pixel_values"].to(dtype)}
+    expected, found = model(**picture_batch, labels=LABELS).loss.item(), loaded(**half, labels=LABELS).loss
+    assert found.item() == pytest.approx(expected, rel=0.02)
+    found.backward()
+    trained = {name: p.grad for name, p in loaded.named_parameters() if p.grad is not None}
+    assert trained.keys() >= {name for name, _ in loaded.named_parameters() if name.startswith("codebook.")}
+    assert all(gradient.isfinite().all() for gradient in trained.values())
+    identifiers = Identifiers.from_sequences("naive", ["a", "b", "c"], [[5, 6], [5, 7], [8]], 1)
+    _, rows = rank_identifiers(loaded, identifiers, half, num_beams=3)
+    assert rows.sort(1).values.tolist() == [[0, 1, 2]] * 5
 
 
 @both
