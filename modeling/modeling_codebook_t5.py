@@ -17,6 +17,7 @@ from .configuration_codebook_t5 import CodebookT5Config
 from .picture_t5 import PictureT5, PictureT5Output, padded_rows
 from .towers import unsharded
 from .visual_codebook import (
+    CodebookProjection,
     LearnedCodebook,
     codebook_statistics,
     even_positions,
@@ -80,10 +81,10 @@ class CodebookT5(PictureT5):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, LearnedCodebook):
-            init.orthogonal_(module.vision_projection.weight)
-            init.zeros_(module.vision_projection.bias)
-            init.orthogonal_(module.word_projection.weight)
+        if isinstance(module, CodebookProjection):
+            init.orthogonal_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
 
     @property
     def vision_is_frozen(self) -> bool:

@@ -96,6 +96,11 @@ def unused_codebook(cosines: torch.Tensor) -> torch.Tensor:
     return math.log(cosines.shape[1]) - of_all + of_a_patch
 
 
+class CodebookProjection(nn.Linear):
+    """A layer into the space where patches and words meet; it starts orthogonal. A class of its own, because transformers asks
+    `_init_weights` only for modules that have parameters of their own."""
+
+
 class LearnedCodebook(nn.Module):
     """Patch states and words meet in a space of their own (VQ-VAE 1711.00937; into a language model's words: LQAE 2302.00902).
 
@@ -115,8 +120,8 @@ class LearnedCodebook(nn.Module):
         entropy_weight: float = 1.0,
     ):
         super().__init__()
-        self.vision_projection = nn.Linear(vision_width, projection_dim)
-        self.word_projection = nn.Linear(word_width, projection_dim, bias=False)
+        self.vision_projection = CodebookProjection(vision_width, projection_dim)
+        self.word_projection = CodebookProjection(word_width, projection_dim, bias=False)
         self.commitment_cost, self.entropy_weight = commitment_cost, entropy_weight
 
     def projected(self, states: torch.Tensor, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
