@@ -86,9 +86,11 @@ class CodebookT5(PictureT5):
             if module.bias is not None:
                 init.zeros_(module.bias)
 
-    @property
-    def vision_is_frozen(self) -> bool:
-        return self.config.freeze_vision_tower or self.config.quantization == "fixed"
+    def freeze_tower(self) -> None:
+        """As PictureT5's; a fixed codebook passes no gradient, so that the tower before it is always frozen."""
+        super().freeze_tower()
+        if self.config.quantization == "fixed":
+            self.vision_model.requires_grad_(False)
 
     def words(self) -> torch.Tensor:
         """(num_codebook_words, d_model) word embeddings that a patch may become."""

@@ -1,5 +1,8 @@
 """What CodebookT5 and VisionGroundedT5 share: text as in T5, pictures that matter, checkpoints, generation, the Trainer."""
 
+import copy
+
+import peft
 import pytest
 import torch
 from transformers import (
@@ -171,6 +174,54 @@ def test_saved_and_loaded_it_is_the_same_model(tiny_picture_t5, picture_batch, t
     assert all(p.requires_grad for name, p in loaded.named_parameters() if not name.startswith("vision_model."))
     loaded.train()
     assert loaded.vision_model.training is not frozen
+
+
+LEARNING = [("codebook_t5", {"quantization": "learned"}), ("vision_grounded_t5", {})]
+
+
+def moved(model, batch, steps=2) -> set[str]:
+    """Names of what changes in the vision tower in as many steps, `train()` before each as in a Trainer."""
+    before = copy.deepcopy(model.vision_model.state_dict())
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(steps):
+        model.train()
+        optimizer.zero_grad()
+        model(**batch, labels=LABELS).loss.backward()
+        optimizer.step()
+    return {name for name, value in model.vision_model.state_dict().items() if not torch.equal(value, before[name])}
+
+
+@pytest.mark.parametrize(("kind", "fields"), LEARNING)
+@pytest.mark.parametrize("where", ["made", "loaded"])
+def test_what_is_unfrozen_afterwards_trains_and_the_rest_does_not(
+    tiny_picture_t5, picture_batch, tmp_path, kind, fields, where
+):
+    model = tiny_picture_t5(kind, **fields)
+    if where == "loaded":
+        model.save_pretrained(tmp_path)
+        model = type(model).from_pretrained(tmp_path)
+    assert model.vision_is_frozen and not moved(model, picture_batch)
+    assert model.training and not any(module.training for module in model.vision_model.modules())
+    unfrozen = "layernorm.weight"
+    model.vision_model.get_parameter(unfrozen).requires_grad_(True)
+    assert moved(model, picture_batch) == {unfrozen} and not model.vision_is_frozen
+    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "query"])
+    peft.inject_adapter_in_model(config, model.vision_model)
+    adapters = {name for name, _ in model.vision_model.named_parameters() if "lora_" in name}
+    assert len(adapters) == 4 and adapters <= moved(model, picture_batch)  # A and B of either layer
+
+
+@pytest.mark.parametrize(("kind", "fields"), LEARNING)
+def test_the_statistics_of_a_frozen_tower_stay(t5_fields, picture_batch, kind, fields):
+    """Frozen as a whole, and of a tower in training those of the batch norms that are frozen."""
+    tower = {"model_type": "resnet"} | TOWERS["resnet"][0]
+    model_class = {"codebook_t5": CodebookT5, "vision_grounded_t5": VisionGroundedT5}[kind]
+    model = model_class.from_t5_vision_pretrained(t5_config=t5_fields, vision_config=tower, **fields)
+    assert not moved(model, picture_batch)
+    norms = [name for name, m in model.vision_model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    model.vision_model.get_submodule(norms[-1]).requires_grad_(True)
+    parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    assert moved(model, picture_batch) == {f"{norms[-1]}.{part}" for part in parts}
 
 
 @both
