@@ -25,6 +25,7 @@ def test_the_decoder_attends_to_the_towers_states(tiny, picture_batch, t5_fields
     stock.load_state_dict(model.state_dict(), strict=False)
     if norm:
         torch.nn.init.uniform_(model.vision_projection.layer_norm.weight, 0.5, 2.0)
+    assert any(name.startswith("vision_projection.linear") for name, _ in model.named_parameters()) is projection
     with torch.no_grad():
         states = tower(picture_batch["pixel_values"]).last_hidden_state  # (2, 17, 32), class token included
         if projection:

@@ -75,7 +75,11 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
         )
 
     def tower_rates(self):
-        return super().tower_rates() | {"shared.": self.args.embedding_learning_rate}
+        """VisionGroundedT5's projection learns with the tower: where T5 stays as it is, it would stay at random weights."""
+        rates = super().tower_rates() | {"shared.": self.args.embedding_learning_rate}
+        if hasattr(self.model, "vision_projection"):
+            rates["vision_projection."] = self.args.vision_learning_rate
+        return rates
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's loss; label smoothing is added to it (over the rows that have labels), so that no part of it is lost."""

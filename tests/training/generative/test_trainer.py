@@ -278,3 +278,15 @@ def test_accumulated_steps_do_not_multiply_the_loss(tmp_path):
         trainer.train()
         losses.append(trainer.state.log_history[0]["loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_where_t5_stays_as_it_is_the_projection_learns_with_the_tower(tmp_path):
+    """As in step 1 of VisionGroundedT5 from scratch: learning_rate 0."""
+    parts = model, _, identifiers = build(VisionGroundedT5, freeze_vision_tower=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rows = Items(Drawings(), NAMES, labels_of(identifiers))
+    options = {"learning_rate": 0.0, "vision_learning_rate": 1e-3, "weight_decay": 0.0, "max_steps": 2}
+    make_trainer(parts, tmp_path, rows, **options).train()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    projection = {f"vision_projection.{name}" for name in ("linear.weight", "linear.bias", "layer_norm.weight")}
+    assert projection < moved and all(name.startswith("vision_") for name in moved)
