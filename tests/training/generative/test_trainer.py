@@ -14,7 +14,14 @@ from imagedex.modeling.identifiers import Identifiers
 from imagedex.modeling.modeling_codebook_t5 import CodebookT5
 from imagedex.modeling.modeling_vision_grounded_t5 import VisionGroundedT5
 from imagedex.training.generative.arguments import DSITrainingArguments
-from imagedex.training.generative.data import DSICollator, GenerativeEvaluation, Items, ItemsFromIdentifiers, Rows
+from imagedex.training.generative.data import (
+    DSICollator,
+    GenerativeEvaluation,
+    Items,
+    ItemsFromIdentifiers,
+    Mixture,
+    Rows,
+)
 from imagedex.training.generative.trainer import DSITrainer, StopWhenMemorised
 from imagedex.training.tokenizer import train_tokenizer
 
@@ -290,3 +297,29 @@ def test_where_t5_stays_as_it_is_the_projection_learns_with_the_tower(tmp_path):
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     projection = {f"vision_projection.{name}" for name in ("linear.weight", "linear.bias", "layer_norm.weight")}
     assert projection < moved and all(name.startswith("vision_") for name in moved)
+
+
+def test_items_of_a_run_that_goes_on_in_the_middle_of_an_epoch_are_those_of_one_that_was_not_stopped(tmp_path):
+    """8 captions and 3 pictures an epoch, in batches of 4."""
+
+    def shown(resume=None):
+        parts = _, tokenizer, identifiers = build(CodebookT5, num_visual_tokens=9, visual_token_selection="even")
+        labels = labels_of(identifiers)
+        mixture = Mixture(text_rows(tokenizer, labels), [Items(Drawings(), NAMES, labels)], 3 / 8)
+        trainer = make_trainer(
+            parts, tmp_path, mixture, per_device_train_batch_size=4, num_train_epochs=4, save_strategy="steps", save_steps=4,
+        )  # fmt: skip
+        batches, step = [], trainer.training_step
+        trainer.training_step = lambda model, inputs, *rest: batches.append(dict(inputs)) or step(model, inputs, *rest)
+        trainer.train(resume_from_checkpoint=resume)
+        return batches
+
+    whole = shown()
+    assert len(whole) == 12
+    pictures = torch.cat([batch["pixel_values"] for batch in whole if "pixel_values" in batch])
+    often = [(pictures == picture).all((1, 2, 3)).sum().item() for picture in Drawings().pictures]
+    assert sum(often) == 12 and max(often) - min(often) == 1
+    rest = shown(str(tmp_path / "checkpoint-4"))
+    assert len(rest) == 8
+    for batch, expected in zip(rest, whole[4:], strict=True):
+        assert batch.keys() == expected.keys() and all(torch.equal(batch[name], expected[name]) for name in batch)
