@@ -39,6 +39,11 @@ class IdentifierConstraint(LogitsProcessor):
         _check_vocabulary(self.trie, scores.shape[1])
         trie = self.trie.to(scores.device)
         nodes = trie.walk(input_ids[:, self.prompt_length :], hold=True)
+        if input_ids.shape[1] == self.prompt_length:
+            # All beams stand at the root, which has the most children (atomic: all identifiers): one mask serves them all.
+            forbidden = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
+            forbidden[trie.children(nodes[:1])[1]] = False
+            return scores.masked_fill(forbidden, -torch.inf)
         beams, tokens = trie.children(nodes)
         allowed = torch.full_like(scores, -torch.inf)
         allowed[beams, tokens] = scores[beams, tokens]

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers.modeling_outputs import BaseModelOutput
 
 from .configuration_codebook_t5 import CodebookT5Config
-from .picture_t5 import PictureT5, padded_rows
+from .picture_t5 import PictureT5, PictureT5Output, padded_rows
 from .towers import unsharded
 from .visual_codebook import (
+    CodebookProjection,
     LearnedCodebook,
     codebook_statistics,
     even_positions,
@@ -27,9 +28,9 @@ from .visual_codebook import (
 
 
 @dataclass
-class CodebookT5Output(Seq2SeqLMOutput):
+class CodebookT5Output(PictureT5Output):
     """
-    As Seq2SeqLMOutput; `loss` includes `quantizer_loss`. Where the batch has picture rows:
+    As PictureT5Output; `loss` includes `quantizer_loss`. Where the batch has picture rows:
 
     visual_token_ids (P, num_visual_tokens or fewer): what T5 read, padded.
     quantizer_loss (scalar, `quantization="learned"` only): codebook, commitment and entropy losses, all 0 or more.
@@ -80,14 +81,16 @@ class CodebookT5(PictureT5):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, LearnedCodebook):
-            init.orthogonal_(module.vision_projection.weight)
-            init.zeros_(module.vision_projection.bias)
-            init.orthogonal_(module.word_projection.weight)
+        if isinstance(module, CodebookProjection):
+            init.orthogonal_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
 
-    @property
-    def vision_is_frozen(self) -> bool:
-        return self.config.freeze_vision_tower or self.config.quantization == "fixed"
+    def freeze_tower(self) -> None:
+        """As PictureT5's; a fixed codebook passes no gradient, so that the tower before it is always frozen."""
+        super().freeze_tower()
+        if self.config.quantization == "fixed":
+            self.vision_model.requires_grad_(False)
 
     def words(self) -> torch.Tensor:
         """(num_codebook_words, d_model) word embeddings that a patch may become."""
@@ -204,7 +207,7 @@ class CodebookT5(PictureT5):
         attention_mask = padded_rows(*(mask for _, mask in inputs))
         return CodebookEncoderOutput(**output, visual_token_ids=ids, quantizer_loss=loss), attention_mask
 
-    def finished(self, output: Seq2SeqLMOutput, encoder_outputs) -> CodebookT5Output:
+    def finished(self, output: PictureT5Output, encoder_outputs) -> CodebookT5Output:
         ids = getattr(encoder_outputs, "visual_token_ids", None)
         quantizer_loss = getattr(encoder_outputs, "quantizer_loss", None)
         output = CodebookT5Output(**output)

@@ -18,6 +18,11 @@ from .configuration_vision_grounded_t5 import VisionGroundedT5Config
 from .picture_t5 import PictureT5, padded_rows
 
 
+class VisionLinear(nn.Linear):
+    """Of a VisionProjection; what it makes of states of unit variance has a variance of about 1, times `initializer_factor`
+    squared. A class of its own, because transformers asks `_init_weights` only for modules that have parameters of their own."""
+
+
 class VisionProjection(nn.Module):
     """Picture states (P, S, vision width) -> (P, S, d_model) as the decoder attends to them.
 
@@ -27,7 +32,7 @@ class VisionProjection(nn.Module):
 
     def __init__(self, config: VisionGroundedT5Config, width: int):
         super().__init__()
-        self.linear = nn.Linear(width, config.d_model) if config.vision_projection else nn.Identity()
+        self.linear = VisionLinear(width, config.d_model) if config.vision_projection else nn.Identity()
         norm = config.vision_layer_norm
         self.layer_norm = T5LayerNorm(config.d_model, eps=config.layer_norm_epsilon) if norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout_rate)
@@ -53,11 +58,9 @@ class VisionGroundedT5(PictureT5):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)  # the layer norm is T5's own
-        if isinstance(module, VisionProjection) and isinstance(module.linear, nn.Linear):
-            init.normal_(
-                module.linear.weight, mean=0.0, std=self.config.initializer_factor * module.linear.in_features**-0.5
-            )
-            init.zeros_(module.linear.bias)
+        if isinstance(module, VisionLinear):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_factor * module.in_features**-0.5)
+            init.zeros_(module.bias)
 
     def encode(
         self, input_ids=None, attention_mask=None, pixel_values=None, image_states=None, inputs_embeds=None, **kwargs

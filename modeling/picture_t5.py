@@ -4,6 +4,8 @@ A batch has text rows (`input_ids`), picture rows (`pixel_values`, or `image_sta
 rows come first and picture rows after them, in what is encoded, in the labels and in what is generated.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, PreTrainedConfig, T5Config, T5ForConditionalGeneration
@@ -11,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.utils.generic import can_return_tuple
 
 from .retrieving import RetrieveMixin
-from .towers import as_sequence, build_tower, load_tower, prefix_tokens, tower_width
+from .towers import as_sequence, build_tower, load_tower, prefix_tokens, rest_frozen_parts, tower_width, trains
 
 PICTURE_INPUTS = ("pixel_values", "image_states")
 TARGETS = ("labels", "target_pixel_values", "target_image_states")
@@ -26,6 +28,13 @@ def padded_rows(*tensors: torch.Tensor | None, value: float = 0) -> torch.Tensor
         after = [0, 0] * (tensor.ndim - 2) + [0, longest - tensor.shape[1]]
         padded.append(F.pad(tensor, after, value=value))
     return torch.cat(padded)
+
+
+@dataclass
+class PictureT5Output(Seq2SeqLMOutput):
+    """As Seq2SeqLMOutput, with where the decoder may attend in `encoder_last_hidden_state`: encoder_attention_mask (rows, S)."""
+
+    encoder_attention_mask: torch.LongTensor | None = None
 
 
 class PictureT5(RetrieveMixin, T5ForConditionalGeneration):
@@ -47,21 +56,35 @@ class PictureT5(RetrieveMixin, T5ForConditionalGeneration):
     def finish_init(self):
         """What comes after all modules exist: initial weights, frozen parts."""
         self.post_init()
+        self.freeze_tower()
         self.train(self.training)
+
+    def freeze_tower(self) -> None:
+        """Freezes the vision tower where the config says so. Once, when the model is made: what is unfrozen or added later
+        stays so."""
+        if self.config.freeze_vision_tower:
+            self.vision_model.requires_grad_(False)
 
     @property
     def vision_is_frozen(self) -> bool:
-        return self.config.freeze_vision_tower
+        """Whether nothing in the vision tower trains, so that it gives the same states as long as it lives."""
+        return not trains(self.vision_model)
 
     def train(self, mode: bool = True):
-        """As `nn.Module.train`, but a frozen vision tower stays in evaluation mode, and its parameters stay frozen.
-
-        They are frozen here because `from_pretrained` makes parameters anew, all of them trainable, and ends in `eval()`.
-        """
+        """As `nn.Module.train`, but what is frozen of the vision tower stays in evaluation mode: no dropout where nothing
+        trains, no moving statistics in a frozen batch norm."""
         super().train(mode)
-        if self.vision_is_frozen and hasattr(self, "vision_model"):
-            self.vision_model.eval().requires_grad_(False)
+        rest_frozen_parts(self.vision_model)
         return self
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As transformers', which makes parameters anew, all of them trainable: those of a frozen tower are frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
+        model.freeze_tower()
+        model.train(model.training)
+        return loaded
 
     def vision_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pictures (P, 3, height, width) -> the tower's last states (P, prefix + patches, vision width).
@@ -140,7 +163,7 @@ class PictureT5(RetrieveMixin, T5ForConditionalGeneration):
         labels=None,
         use_cache=None,
         **kwargs,
-    ) -> Seq2SeqLMOutput:
+    ) -> PictureT5Output:
         """
         Args:
             input_ids, attention_mask, pixel_values, image_states: as `encode` takes them.
@@ -170,9 +193,9 @@ class PictureT5(RetrieveMixin, T5ForConditionalGeneration):
             use_cache=use_cache,
             **{**kwargs, "return_dict": True},
         )
-        return self.finished(output, encoder_outputs)
+        return self.finished(PictureT5Output(**output, encoder_attention_mask=attention_mask), encoder_outputs)
 
-    def finished(self, output: Seq2SeqLMOutput, encoder_outputs) -> Seq2SeqLMOutput:
+    def finished(self, output: PictureT5Output, encoder_outputs) -> PictureT5Output:
         """The output with what a subclass adds to the loss and reports."""
         return output
 

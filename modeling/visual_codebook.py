@@ -96,6 +96,11 @@ def unused_codebook(cosines: torch.Tensor) -> torch.Tensor:
     return math.log(cosines.shape[1]) - of_all + of_a_patch
 
 
+class CodebookProjection(nn.Linear):
+    """A layer into the space where patches and words meet; it starts orthogonal. A class of its own, because transformers asks
+    `_init_weights` only for modules that have parameters of their own."""
+
+
 class LearnedCodebook(nn.Module):
     """Patch states and words meet in a space of their own (VQ-VAE 1711.00937; into a language model's words: LQAE 2302.00902).
 
@@ -115,13 +120,22 @@ class LearnedCodebook(nn.Module):
         entropy_weight: float = 1.0,
     ):
         super().__init__()
-        self.vision_projection = nn.Linear(vision_width, projection_dim)
-        self.word_projection = nn.Linear(word_width, projection_dim, bias=False)
+        self.vision_projection = CodebookProjection(vision_width, projection_dim)
+        self.word_projection = CodebookProjection(word_width, projection_dim, bias=False)
         self.commitment_cost, self.entropy_weight = commitment_cost, entropy_weight
+
+    def projected(self, states: torch.Tensor, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patches (..., vision width) and words (W, word width) -> both in projection_dim; no gradient reaches the words.
+
+        Each in its layer's own dtype: T5 in float16 keeps every parameter in float32 whose name has "wo" in it, and so
+        `word_projection`.
+        """
+        sides = (self.vision_projection, states), (self.word_projection, words.detach())
+        return tuple(layer(side.to(layer.weight.dtype)) for layer, side in sides)
 
     def nearest(self, states: torch.Tensor, words: torch.Tensor, special: list[int]) -> torch.Tensor:
         """(..., vision width) -> (...) token ids."""
-        return nearest_words(self.vision_projection(states), self.word_projection(words.detach()), special)
+        return nearest_words(*self.projected(states, words), special)
 
     def forward(self, states: torch.Tensor, words: torch.Tensor, special: list[int], kept: torch.Tensor):
         """
@@ -129,8 +143,7 @@ class LearnedCodebook(nn.Module):
         Returns ids (B, K); a path (B, K, word width), all zeros, to be added to the words' embeddings: it carries their
         gradient to the patches; the loss, a scalar.
         """
-        words = words.detach()
-        projected = self.vision_projection(states), self.word_projection(words)
+        projected = self.projected(states, words)
         ids = nearest_words(*projected, special)  # (B, K)
         patches, vocabulary = (F.normalize(side.float(), dim=-1) for side in projected)
         # The transpose of the words' projection leads back to the words' space (it starts orthogonal), at the word's length.

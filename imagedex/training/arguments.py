@@ -42,7 +42,9 @@ class RunArguments(TrainingArguments):
     """TrainingArguments plus what every training script here knows."""
 
     remove_unused_columns: bool = argument("Kept false: the batch is made by our collator.", False)
-    vision_learning_rate: float | None = argument("Learning rate of the vision tower; by default learning_rate.")
+    vision_learning_rate: float | None = argument(
+        "Learning rate of the vision tower, and of vision_grounded_t5's projection behind it; by default learning_rate."
+    )
     keep_states: bool = argument(
         "Run frozen towers once before training and keep their outputs for each caption and picture on disk, for this run and "
         "later ones.",

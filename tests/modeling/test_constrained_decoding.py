@@ -212,6 +212,18 @@ def test_the_constraint_against_a_dictionary_on_a_batch_of_beams(identifiers):
                 assert after[token] == (before[token] if token in allowed else -torch.inf)
 
 
+def test_at_the_first_step_the_root_s_children_are_asked_for_once(identifiers, monkeypatch):
+    asked, children = [], identifiers.trie.children
+    monkeypatch.setattr(identifiers.trie, "children", lambda nodes: asked.append(nodes.tolist()) or children(nodes))
+    scores = torch.randn(20, VOCABULARY)
+    found = IdentifierConstraint(identifiers.trie)(torch.zeros(20, 1, dtype=torch.int64), scores)
+    assert asked == [[0]]
+    first = {identifiers.sequence(name)[0] for name in identifiers.image_ids}
+    for beam in range(20):
+        for token in range(VOCABULARY):
+            assert found[beam, token] == (scores[beam, token] if token in first else -torch.inf)
+
+
 def test_prompt_length_and_padding_token(identifiers):
     first = identifiers.sequence("0.jpg")
     constraint = IdentifierConstraint(identifiers.trie, prompt_length=3, pad_token_id=39)

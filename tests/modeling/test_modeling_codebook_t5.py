@@ -302,6 +302,22 @@ def test_widths_may_differ_where_the_codebook_is_learned(tiny, picture_batch):
     assert model.vision_model.embeddings.cls_token.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("vision_width", [16, 32])
+def test_the_learned_codebook_starts_orthogonal_and_is_loaded_as_it_was_saved(tiny, tmp_path, vision_width):
+    model = tiny(vit={"hidden_size": vision_width}, quantization="learned", codebook_projection_dim=16)
+    layers = model.codebook.vision_projection, model.codebook.word_projection
+    for layer in layers:
+        torch.testing.assert_close(layer.weight @ layer.weight.T, torch.eye(16), atol=1e-5, rtol=0)
+    assert not layers[0].bias.any()
+    with torch.no_grad():
+        for parameter in model.codebook.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    loaded = CodebookT5.from_pretrained(tmp_path)
+    for name, saved in model.codebook.state_dict().items():
+        assert torch.equal(loaded.codebook.state_dict()[name], saved), name
+
+
 def test_attention_needs_a_class_token(t5_fields):
     vision = {
         "model_type": "resnet",

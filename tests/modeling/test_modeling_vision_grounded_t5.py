@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration, ViTModel
 
+from imagedex.modeling.modeling_vision_grounded_t5 import VisionGroundedT5
+
 LABELS = torch.tensor([[5, 6, 1, -100], [7, 8, 9, 1], [5, 1, -100, -100], [8, 6, 1, -100], [9, 9, 9, 1]])
 
 
@@ -23,6 +25,7 @@ def test_the_decoder_attends_to_the_towers_states(tiny, picture_batch, t5_fields
     stock.load_state_dict(model.state_dict(), strict=False)
     if norm:
         torch.nn.init.uniform_(model.vision_projection.layer_norm.weight, 0.5, 2.0)
+    assert any(name.startswith("vision_projection.linear") for name, _ in model.named_parameters()) is projection
     with torch.no_grad():
         states = tower(picture_batch["pixel_values"]).last_hidden_state  # (2, 17, 32), class token included
         if projection:
@@ -93,6 +96,20 @@ def test_widths_that_differ_need_the_projection(tiny, picture_batch):
         tiny(vit={"hidden_size": 16}, vision_projection=False)
     model = tiny(vit={"hidden_size": 16})
     assert model(**picture_batch, labels=LABELS).loss.isfinite()
+
+
+def test_the_projection_keeps_the_size_of_what_it_reads_at_the_start_and_is_loaded_as_it_was_saved(tiny, tmp_path):
+    model = tiny(vit={"hidden_size": 256}, t5={"d_model": 128, "initializer_factor": 0.5})
+    linear = model.vision_projection.linear
+    assert linear.weight.std().item() == pytest.approx(0.5 / 16, rel=0.03)  # 32,768 draws: within 0.4 % in 2 of 3 cases
+    assert not linear.bias.any() and (model.vision_projection.layer_norm.weight == 0.5).all()
+    with torch.no_grad():
+        for parameter in model.vision_projection.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    loaded = VisionGroundedT5.from_pretrained(tmp_path)
+    for name, saved in model.vision_projection.state_dict().items():
+        assert torch.equal(loaded.vision_projection.state_dict()[name], saved), name
 
 
 def test_it_cannot_write_pictures(tiny, picture_batch):

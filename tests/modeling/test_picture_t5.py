@@ -1,5 +1,8 @@
 """What CodebookT5 and VisionGroundedT5 share: text as in T5, pictures that matter, checkpoints, generation, the Trainer."""
 
+import copy
+
+import peft
 import pytest
 import torch
 from transformers import (
@@ -17,6 +20,8 @@ from transformers import (
     ViTModel,
 )
 
+from imagedex.modeling.constrained_decoding import rank_identifiers
+from imagedex.modeling.identifiers import Identifiers
 from imagedex.modeling.modeling_codebook_t5 import CodebookT5
 from imagedex.modeling.modeling_vision_grounded_t5 import VisionGroundedT5
 
@@ -171,6 +176,54 @@ def test_saved_and_loaded_it_is_the_same_model(tiny_picture_t5, picture_batch, t
     assert loaded.vision_model.training is not frozen
 
 
+LEARNING = [("codebook_t5", {"quantization": "learned"}), ("vision_grounded_t5", {})]
+
+
+def moved(model, batch, steps=2) -> set[str]:
+    """Names of what changes in the vision tower in as many steps, `train()` before each as in a Trainer."""
+    before = copy.deepcopy(model.vision_model.state_dict())
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(steps):
+        model.train()
+        optimizer.zero_grad()
+        model(**batch, labels=LABELS).loss.backward()
+        optimizer.step()
+    return {name for name, value in model.vision_model.state_dict().items() if not torch.equal(value, before[name])}
+
+
+@pytest.mark.parametrize(("kind", "fields"), LEARNING)
+@pytest.mark.parametrize("where", ["made", "loaded"])
+def test_what_is_unfrozen_afterwards_trains_and_the_rest_does_not(
+    tiny_picture_t5, picture_batch, tmp_path, kind, fields, where
+):
+    model = tiny_picture_t5(kind, **fields)
+    if where == "loaded":
+        model.save_pretrained(tmp_path)
+        model = type(model).from_pretrained(tmp_path)
+    assert model.vision_is_frozen and not moved(model, picture_batch)
+    assert model.training and not any(module.training for module in model.vision_model.modules())
+    unfrozen = "layernorm.weight"
+    model.vision_model.get_parameter(unfrozen).requires_grad_(True)
+    assert moved(model, picture_batch) == {unfrozen} and not model.vision_is_frozen
+    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "query"])
+    peft.inject_adapter_in_model(config, model.vision_model)
+    adapters = {name for name, _ in model.vision_model.named_parameters() if "lora_" in name}
+    assert len(adapters) == 4 and adapters <= moved(model, picture_batch)  # A and B of either layer
+
+
+@pytest.mark.parametrize(("kind", "fields"), LEARNING)
+def test_the_statistics_of_a_frozen_tower_stay(t5_fields, picture_batch, kind, fields):
+    """Frozen as a whole, and of a tower in training those of the batch norms that are frozen."""
+    tower = {"model_type": "resnet"} | TOWERS["resnet"][0]
+    model_class = {"codebook_t5": CodebookT5, "vision_grounded_t5": VisionGroundedT5}[kind]
+    model = model_class.from_t5_vision_pretrained(t5_config=t5_fields, vision_config=tower, **fields)
+    assert not moved(model, picture_batch)
+    norms = [name for name, m in model.vision_model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    model.vision_model.get_submodule(norms[-1]).requires_grad_(True)
+    parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    assert moved(model, picture_batch) == {f"{norms[-1]}.{part}" for part in parts}
+
+
 @both
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_a_t5_checkpoint_loads_into_it(tmp_path, picture_batch, t5_fields, vit_fields, model_class, version):
@@ -264,6 +317,26 @@ def test_half_precision_and_the_tuple_form(tiny_picture_t5, picture_batch, tmp_p
     pictures = picture_batch["pixel_values"].bfloat16()
     assert half(**picture_batch | {"pixel_values": pictures}, labels=LABELS).loss.isfinite()
     assert half.generate(pixel_values=pictures, max_new_tokens=2).shape == (2, 3)
+
+
+@kinds
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_loaded_in_half_precision_it_trains_writes_and_finds(
+    tiny_picture_t5, picture_batch, tmp_path, kind, fields, dtype
+):
+    model = tiny_picture_t5(kind, t5={"dropout_rate": 0.0}, **fields).eval()
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, dtype=dtype)
+    half = picture_batch | {"pixel_values": picture_batch["pixel_values"].to(dtype)}
+    expected, found = model(**picture_batch, labels=LABELS).loss.item(), loaded(**half, labels=LABELS).loss
+    assert found.item() == pytest.approx(expected, rel=0.02)
+    found.backward()
+    trained = {name: p.grad for name, p in loaded.named_parameters() if p.grad is not None}
+    assert trained.keys() >= {name for name, _ in loaded.named_parameters() if name.startswith("codebook.")}
+    assert all(gradient.isfinite().all() for gradient in trained.values())
+    identifiers = Identifiers.from_sequences("naive", ["a", "b", "c"], [[5, 6], [5, 7], [8]], 1)
+    _, rows = rank_identifiers(loaded, identifiers, half, num_beams=3)
+    assert rows.sort(1).values.tolist() == [[0, 1, 2]] * 5
 
 
 @both

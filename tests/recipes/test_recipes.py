@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from imagedex import command_line
+from imagedex.configuration.configuration_vision_grounded_t5 import VisionGroundedT5Config
 from imagedex.corpora.arguments import CorpusArguments, DataArguments
 from imagedex.retrieval.arguments import GenerativeArguments, RetrievalArguments
 from imagedex.training.arguments import ModelArguments
@@ -57,6 +58,15 @@ def test_every_value_arrives(path, tmp_path):
         found = arrived[name].value if isinstance(arrived[name], Enum) else arrived[name]
         found = found[0] if name == "model_name_or_path" and isinstance(found, list) else found  # one of several models
         assert found == value, name
+
+
+@pytest.mark.parametrize("folder", ["photos", "quickstart", "flickr30k"])
+def test_a_tower_as_wide_as_t5_speaks_to_it_without_a_projection(folder):
+    recipe = yaml.safe_load((RECIPES / folder / "vision_grounded_t5_indexing.yaml").read_text(encoding="utf-8"))
+    assert recipe["vision_projection"] is False
+    if "t5_config" in recipe:  # else both base models, 768 wide
+        vision = VisionGroundedT5Config(vision_config=recipe["vision_config"], **recipe["t5_config"]).vision_config
+        assert vision.hidden_sizes[-1] == recipe["t5_config"]["d_model"]
 
 
 @pytest.mark.parametrize("path", NOT_RUN, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -55,4 +55,5 @@ def test_towers_have_their_own_rate(tmp_path):
     names = dict(model.named_parameters())
     assert len(rate_of) == len(names)
     for name, parameter in names.items():
-        assert rate_of[id(parameter)] == (1e-5 if name.startswith("vision_model.") else 1e-3), name
+        sees = name.startswith(("vision_model.", "vision_projection."))
+        assert rate_of[id(parameter)] == (1e-5 if sees else 1e-3), name

@@ -108,18 +108,26 @@ class Captioning(torch.utils.data.Dataset):
 
 
 class Mixture(torch.utils.data.Dataset):
-    """All sentences once, and `ratio` times as many rows of each kind of indexing.
+    """All sentences once an epoch, and `ratio` times as many rows of each kind of indexing.
 
-    Items are taken in turn as often as they fit in whole; the rest is drawn at random, anew each time it is asked for.
+    Items are taken in turn, in one random order; an epoch goes on where the one before ended. So over any epochs each item is
+    shown as often as every other, give or take one.
 
-    Args: indexing, datasets of the same items (`Items`, `ItemsFromIdentifiers`); ratio None: each item once.
+    Args: indexing, datasets of the same items (`Items`, `ItemsFromIdentifiers`); ratio None: each item once; seed, of the order.
     """
 
-    def __init__(self, sentences: Sentences, indexing: list[Items], ratio: float | None):
+    def __init__(self, sentences: Sentences, indexing: list[Items], ratio: float | None, seed: int = 0):
         self.sentences, self.indexing = sentences, indexing
         items = len(indexing[0]) if indexing else 0
         self.count = items if ratio is None else round(ratio * len(sentences)) if items else 0
-        self.in_turn = self.count // max(1, items) * items
+        self.order = torch.randperm(items, generator=torch.Generator().manual_seed(seed)).tolist()
+        self.epoch = torch.zeros(
+            (), dtype=torch.int64
+        ).share_memory_()  # workers that outlive an epoch have to see the next
+
+    def set_epoch(self, epoch: int) -> None:
+        """Before rows are asked for; the first epoch is 0."""
+        self.epoch.fill_(epoch)
 
     def __len__(self):
         return len(self.sentences) + self.count * len(self.indexing)
@@ -128,8 +136,8 @@ class Mixture(torch.utils.data.Dataset):
         if row < len(self.sentences):
             return self.sentences[row]
         kind, row = divmod(row - len(self.sentences), self.count)
-        items = self.indexing[kind]
-        return items[row % len(items) if row < self.in_turn else torch.randint(len(items), (1,)).item()]
+        turn = self.epoch.item() * self.count + row
+        return self.indexing[kind][self.order[turn % len(self.order)]]
 
 
 class Rows(torch.utils.data.Dataset):

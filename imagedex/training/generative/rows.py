@@ -166,7 +166,7 @@ class DSIRows:
         """Sentences, with the items beside them."""
         no_items = self.items.gallery is None or ratio == 0
         directions = [] if no_items else self.indexing(indexing.indexing_strategy, indexing.index_held_out_images)
-        return Mixture(self.sentences(self.splits.train, augmentation), directions, ratio)
+        return Mixture(self.sentences(self.splits.train, augmentation), directions, ratio, self.items.args.seed)
 
     def training_mix(self, indexing: IndexingArguments, ratio: float | None) -> str | None:
         """For people: how many items are shown beside the sentences, and which way; None: none."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import Seq2SeqTrainer, TrainerCallback
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.trainer_utils import speed_metrics
 
 from imagedex.evaluation.intervals import intervals
@@ -28,7 +29,7 @@ class Answers:
 
     scores (Q, k) float32, descending, -inf behind the last; rows (Q, k) int64, rows of the identifiers, -1 there (both None
     without identifiers); losses (Q,) float32, minus the log-probability of the right labels; lengths (Q,), their tokens;
-    milliseconds a query, of this process.
+    milliseconds a query, of this process, the loss included: it and the search share what the encoder gave.
     """
 
     scores: torch.Tensor | None
@@ -74,7 +75,17 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
         )
 
     def tower_rates(self):
-        return super().tower_rates() | {"shared.": self.args.embedding_learning_rate}
+        """VisionGroundedT5's projection learns with the tower: where T5 stays as it is, it would stay at random weights."""
+        rates = super().tower_rates() | {"shared.": self.args.embedding_learning_rate}
+        if hasattr(self.model, "vision_projection"):
+            rates["vision_projection."] = self.args.vision_learning_rate
+        return rates
+
+    def _run_epoch(self, *args, epoch, **kwargs):
+        """As Trainer, which does not tell the epoch to the rows where several processes share them."""
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.train_dataset.set_epoch(epoch)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's loss; label smoothing is added to it (over the rows that have labels), so that no part of it is lost."""
@@ -94,11 +105,12 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
             batch = self._prepare_inputs(batch)
             labels = batch["labels"]
             with self.autocast_smart_context_manager():
-                losses = -sequence_log_probs(model(**batch).logits, labels)
-                part = [losses, (labels != -100).sum(1)]
+                started = time.perf_counter()
+                output = model(**batch)
+                part = [-sequence_log_probs(output.logits, labels), (labels != -100).sum(1)]
                 if self.identifiers is not None:
-                    started = time.perf_counter()
-                    inputs = {name: value for name, value in batch.items() if name != "labels"}
+                    # Sharded parameters are whole within `forward` alone, and all processes have to call it equally often.
+                    inputs = encoded(output, batch) | {"synced_gpus": self.is_fsdp_enabled or None}
                     part += rank_identifiers(model, self.identifiers, inputs, self.args.num_beams)
                     seconds += time.perf_counter() - started
             queries += len(labels)
@@ -178,6 +190,13 @@ class StopWhenMemorised(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if any(self.reached(entry) for entry in state.log_history):
             control.should_training_stop = True
+
+
+def encoded(output, batch: dict) -> dict:
+    """What a forward pass over the batch has encoded, as `generate` takes it in place of the batch: the encoder runs once."""
+    mask = getattr(output, "encoder_attention_mask", batch.get("attention_mask"))
+    states = BaseModelOutput(last_hidden_state=output.encoder_last_hidden_state)
+    return {"encoder_outputs": states, "attention_mask": mask}
 
 
 def labelled_rows(logits: torch.Tensor, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:

@@ -87,7 +87,6 @@ class Numbered(torch.utils.data.Dataset):
     "ratio, each, drawn", [(None, 1, 0), (1.0, 2, 1), (0.0, 0, 0), (0.43, 1, 0), (0.5, 1, 1), (1.5, 3, 1)]
 )
 def test_a_mixture_has_every_sentence_once_and_items_by_ratio(ratio, each, drawn):
-    torch.manual_seed(0)
     mixture = Mixture(Numbered("sentence", 7), [Numbered("forward", 3), Numbered("backward", 3)], ratio)
     assert len(mixture) == 7 + 2 * (3 * each + drawn)
     counts = Counter(next(iter(mixture[row].items())) for row in range(len(mixture)))
@@ -97,10 +96,40 @@ def test_a_mixture_has_every_sentence_once_and_items_by_ratio(ratio, each, drawn
         assert sum(found) == 3 * each + drawn and min(found) >= each
 
 
-def test_what_does_not_fit_in_whole_is_drawn_anew():
-    torch.manual_seed(0)
-    mixture = Mixture(Numbered("sentence", 10), [Numbered("item", 10)], 0.1)
-    assert len({mixture[10]["item"] for _ in range(100)}) == 10
+def items_of_epochs(mixture, epochs, **options):
+    """[epoch] -> the items it shows, through a DataLoader."""
+    loader = torch.utils.data.DataLoader(mixture, batch_size=None, **options)
+    found = []
+    for epoch in epochs:
+        mixture.set_epoch(epoch)
+        found.append([row["item"] for row in loader if "item" in row])
+    return found
+
+
+@pytest.mark.parametrize("ratio, epochs", [(0.5, 2), (1 / 3, 3), (1.25, 4), (1.25, 3), (0.5, 3), (0.3, 7)])
+def test_over_several_epochs_all_items_are_shown_equally_often(ratio, epochs):
+    mixture = Mixture(Numbered("sentence", 12), [Numbered("item", 12)], ratio)
+    found = items_of_epochs(mixture, range(epochs + 1))
+    assert all(len(shown) == round(ratio * 12) for shown in found)
+    for window in (found[:-1], found[1:]):  # from the first epoch on, and from a later one
+        counts = Counter(item for shown in window for item in shown)
+        often = [counts[item] for item in range(12)]
+        assert sum(often) == epochs * round(ratio * 12) and max(often) - min(often) <= 1
+    if (epochs * round(ratio * 12)) % 12 == 0:
+        assert max(often) == min(often)
+
+
+def test_what_an_epoch_shows_is_told_by_seed_and_epoch():
+    """Again, in another order of epochs, by workers that stay, and with another seed."""
+
+    def mixture(seed=0):
+        return Mixture(Numbered("sentence", 12), [Numbered("item", 12)], 0.5, seed)
+
+    found = items_of_epochs(mixture(), range(3))
+    assert items_of_epochs(mixture(), range(3)) == found != items_of_epochs(mixture(1), range(3))
+    assert items_of_epochs(mixture(), [2, 0]) == [found[2], found[0]]
+    for options in ({"persistent_workers": True}, {"persistent_workers": True, "multiprocessing_context": "spawn"}, {}):
+        assert items_of_epochs(mixture(), range(3), num_workers=2, **options) == found
 
 
 def test_without_items_a_mixture_is_the_sentences():

@@ -9,12 +9,19 @@ from torch.nn import functional as F
 from transformers import T5Config, T5ForConditionalGeneration, ViTConfig
 
 from imagedex.identifiers.schemes import assign_identifiers
-from imagedex.modeling.constrained_decoding import score_identifiers
+from imagedex.modeling.constrained_decoding import rank_identifiers, score_identifiers
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.modeling.modeling_codebook_t5 import CodebookT5
 from imagedex.modeling.modeling_vision_grounded_t5 import VisionGroundedT5
 from imagedex.training.generative.arguments import DSITrainingArguments
-from imagedex.training.generative.data import DSICollator, GenerativeEvaluation, Items, ItemsFromIdentifiers, Rows
+from imagedex.training.generative.data import (
+    DSICollator,
+    GenerativeEvaluation,
+    Items,
+    ItemsFromIdentifiers,
+    Mixture,
+    Rows,
+)
 from imagedex.training.generative.trainer import DSITrainer, StopWhenMemorised
 from imagedex.training.tokenizer import train_tokenizer
 
@@ -128,6 +135,51 @@ def test_with_fewer_beams_what_was_not_found_adds_nothing(tmp_path):
     json.dumps(metrics, allow_nan=False)
 
 
+ENCODING = {  # kind of model and rows -> (class, fields, texts, pictures, runs of the encoder in a batch, of the vision tower)
+    "t5": (T5ForConditionalGeneration, {}, 8, 0, 1, 0),
+    "codebook_t5 texts": (CodebookT5, {"num_visual_tokens": 9}, 8, 0, 1, 0),
+    "codebook_t5 pictures": (CodebookT5, {"num_visual_tokens": 9}, 0, 8, 1, 1),
+    "codebook_t5 learned, both": (CodebookT5, {"num_visual_tokens": 9, "quantization": "learned"}, 4, 4, 2, 1),
+    "vision_grounded_t5 both": (VisionGroundedT5, {}, 4, 4, 1, 1),
+}
+
+
+@pytest.mark.parametrize("kind", ENCODING)
+def test_evaluation_encodes_once_and_finds_what_encoding_twice_finds(tmp_path, kind):
+    """A batch of the first half of the rows, one of the second; CodebookT5 encodes texts and pictures one after the other."""
+    model_class, fields, texts, pictures, encoder_runs, tower_runs = ENCODING[kind]
+    parts = model, tokenizer, identifiers = build(model_class, "rq", **fields)
+    labels, drawings = labels_of(identifiers), Drawings()
+    rows = [text_rows(tokenizer, labels)[row] for row in range(texts)]
+    rows += [Items(drawings, NAMES, labels)[row] for row in range(pictures)]
+    rows = rows[::2] + rows[1::2]  # of mixed rows both kinds in either batch
+    trainer = make_trainer(parts, tmp_path, num_beams=8, per_device_eval_batch_size=4)
+    runs = {"encoder": 0, "vision_model": 0}
+
+    def count(name):
+        def hook(*_):
+            runs[name] += 1
+
+        return hook
+
+    hooks = [getattr(model, name).register_forward_hook(count(name)) for name in runs if hasattr(model, name)]
+    found = trainer.answer(rows, "Answering")
+    assert runs == {"encoder": 2 * encoder_runs, "vision_model": 2 * tower_runs}
+    for hook in hooks:
+        hook.remove()
+
+    for place, batch in ((slice(0, 4), rows[:4]), (slice(4, 8), rows[4:])):
+        batch = trainer.data_collator(batch)
+        right = batch.pop("labels")
+        scores, best = rank_identifiers(model, identifiers, batch, 8)
+        assert torch.equal(found.rows[place], best)
+        torch.testing.assert_close(found.scores[place], scores)
+        with torch.no_grad():
+            logits = model(**batch, labels=right).logits
+        losses = F.cross_entropy(logits.transpose(1, 2), right, reduction="none").sum(1)
+        torch.testing.assert_close(found.losses[place], losses)
+
+
 MEMORISING = {
     "vision_grounded_t5": (VisionGroundedT5, {"freeze_vision_tower": False}),
     "codebook_t5": (CodebookT5, {"num_visual_tokens": 17, "visual_token_selection": "even"}),
@@ -233,3 +285,41 @@ def test_accumulated_steps_do_not_multiply_the_loss(tmp_path):
         trainer.train()
         losses.append(trainer.state.log_history[0]["loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_where_t5_stays_as_it_is_the_projection_learns_with_the_tower(tmp_path):
+    """As in step 1 of VisionGroundedT5 from scratch: learning_rate 0."""
+    parts = model, _, identifiers = build(VisionGroundedT5, freeze_vision_tower=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rows = Items(Drawings(), NAMES, labels_of(identifiers))
+    options = {"learning_rate": 0.0, "vision_learning_rate": 1e-3, "weight_decay": 0.0, "max_steps": 2}
+    make_trainer(parts, tmp_path, rows, **options).train()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    projection = {f"vision_projection.{name}" for name in ("linear.weight", "linear.bias", "layer_norm.weight")}
+    assert projection < moved and all(name.startswith("vision_") for name in moved)
+
+
+def test_items_of_a_run_that_goes_on_in_the_middle_of_an_epoch_are_those_of_one_that_was_not_stopped(tmp_path):
+    """8 captions and 3 pictures an epoch, in batches of 4."""
+
+    def shown(resume=None):
+        parts = _, tokenizer, identifiers = build(CodebookT5, num_visual_tokens=9, visual_token_selection="even")
+        labels = labels_of(identifiers)
+        mixture = Mixture(text_rows(tokenizer, labels), [Items(Drawings(), NAMES, labels)], 3 / 8)
+        trainer = make_trainer(
+            parts, tmp_path, mixture, per_device_train_batch_size=4, num_train_epochs=4, save_strategy="steps", save_steps=4,
+        )  # fmt: skip
+        batches, step = [], trainer.training_step
+        trainer.training_step = lambda model, inputs, *rest: batches.append(dict(inputs)) or step(model, inputs, *rest)
+        trainer.train(resume_from_checkpoint=resume)
+        return batches
+
+    whole = shown()
+    assert len(whole) == 12
+    pictures = torch.cat([batch["pixel_values"] for batch in whole if "pixel_values" in batch])
+    often = [(pictures == picture).all((1, 2, 3)).sum().item() for picture in Drawings().pictures]
+    assert sum(often) == 12 and max(often) - min(often) == 1
+    rest = shown(str(tmp_path / "checkpoint-4"))
+    assert len(rest) == 8
+    for batch, expected in zip(rest, whole[4:], strict=True):
+        assert batch.keys() == expected.keys() and all(torch.equal(batch[name], expected[name]) for name in batch)
