@@ -17,11 +17,11 @@ from .configuration_codebook_t5 import CodebookT5Config
 from .picture_t5 import PictureT5, padded_rows
 from .towers import unsharded
 from .visual_codebook import (
+    FixedCodebook,
     LearnedCodebook,
     codebook_statistics,
     even_positions,
     merged_positions,
-    nearest_words,
     random_positions,
 )
 
@@ -53,10 +53,12 @@ class CodebookEncoderOutput(BaseModelOutput):
 class CodebookT5(PictureT5):
     config_class = CodebookT5Config
     config: CodebookT5Config
+    _keep_in_fp32_modules_strict = ["codebook.words"]
+    # a model without them, saved by an older version or a plain T5, starts with its embeddings as they are: see `tie_weights`
+    _keys_to_ignore_on_load_missing = [r"codebook\.words"]
 
     def __init__(self, config: CodebookT5Config, vision_model=None):
         super().__init__(config, vision_model)
-        self.codebook = None
         if config.quantization == "learned":
             width = config.codebook_projection_dim or min(self.vision_width, config.d_model)
             self.codebook = LearnedCodebook(
@@ -68,6 +70,8 @@ class CodebookT5(PictureT5):
                 "they cannot be compared: take towers of one width, or --quantization learned with "
                 "--codebook_projection_dim, a space in which both meet"
             )
+        else:
+            self.codebook = FixedCodebook(config.num_codebook_words, config.d_model)
         if config.visual_token_selection == "attention":
             if not self.prefix_tokens:
                 raise ValueError(
@@ -84,13 +88,28 @@ class CodebookT5(PictureT5):
             init.orthogonal_(module.vision_projection.weight)
             init.zeros_(module.vision_projection.bias)
             init.orthogonal_(module.word_projection.weight)
+        elif isinstance(module, FixedCodebook):
+            init.copy_(module.words, self.words())  # of new embeddings; they come first
+
+    def tie_weights(self, missing_keys=None, **kwargs):
+        """As transformers'. It ends all loading: only then are the embeddings there under whichever name they were saved."""
+        super().tie_weights(missing_keys=missing_keys, **kwargs)
+        if "codebook.words" in (missing_keys or ()):
+            self.take_codebook()
+
+    @torch.no_grad()
+    def take_codebook(self):
+        """The fixed codebook becomes the word embeddings as they are now. For a start that writes these after the model was
+        made; later on, pictures would become other words than T5 has learned to read."""
+        if isinstance(self.codebook, FixedCodebook):
+            self.codebook.words.copy_(self.words())
 
     @property
     def vision_is_frozen(self) -> bool:
         return self.config.freeze_vision_tower or self.config.quantization == "fixed"
 
     def words(self) -> torch.Tensor:
-        """(num_codebook_words, d_model) word embeddings that a patch may become."""
+        """(num_codebook_words, d_model) embeddings, as they are now, of the words that a patch may become."""
         return unsharded(self.shared.weight)[: self.config.num_codebook_words]
 
     def vision_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -136,9 +155,9 @@ class CodebookT5(PictureT5):
     def nearest(self, patches: torch.Tensor) -> torch.Tensor:
         """Patch states (..., vision width) -> (...) token ids of the nearest words."""
         special = self.config.codebook_special_token_ids
-        if self.codebook is not None:
-            return self.codebook.nearest(patches, self.words(), special)
-        return nearest_words(patches, self.words(), special)
+        if isinstance(self.codebook, FixedCodebook):
+            return self.codebook(patches, special)
+        return self.codebook.nearest(patches, self.words(), special)
 
     def quantize(self, states: torch.Tensor):
         """Picture states (P, prefix + patches, vision width) -> visual tokens.
@@ -148,7 +167,7 @@ class CodebookT5(PictureT5):
         """
         patches, kept = self.selected_patches(states)
         path = loss = None
-        if self.codebook is None:
+        if isinstance(self.codebook, FixedCodebook):
             ids = self.nearest(patches)
         else:
             special = self.config.codebook_special_token_ids

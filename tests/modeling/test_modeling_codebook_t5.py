@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from transformers import ViTModel
+from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5ForConditionalGeneration, ViTModel
 
 from imagedex.configuration.configuration_codebook_t5 import CodebookT5Config
 from imagedex.modeling.modeling_codebook_t5 import CodebookT5
@@ -66,6 +67,61 @@ def test_visual_tokens_written_out(tiny, picture_batch, selection, quantization)
         length = len(expected)
         assert found[row, :length].tolist() == expected
         assert found[row, length].item() == 1 and not found[row, length + 1 :].any()  # end of sequence, then padding
+
+
+def trained(model, batch, steps=3):
+    """The model after a few large steps, which move its embeddings."""
+    before = model.shared.weight.detach().clone()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model.train()(**batch, labels=LABELS).loss.backward()
+        optimizer.step()
+    assert (model.shared.weight - before).abs().max() > 0.1
+    return model.eval()
+
+
+def test_training_moves_no_picture_to_other_words(tiny, picture_batch, tmp_path):
+    model = tiny(num_visual_tokens=17).eval()
+    pictures, start = picture_batch["pixel_values"], copy.deepcopy(model.state_dict())
+    before = model.visual_tokens(pictures)
+    trained(model, picture_batch)
+    assert torch.equal(model.visual_tokens(pictures), before)
+    with torch.no_grad():
+        patches = model.vision_states(pictures)[:, 1:].flatten(0, 1)
+    now = torch.cosine_similarity(patches[:, None], model.shared.weight[None, 3:60], dim=-1).argmax(1) + 3
+    assert not torch.equal(now, before[:, :-1].flatten()), "the embeddings as they are now say other words"
+    model.save_pretrained(tmp_path)
+    loaded = CodebookT5.from_pretrained(tmp_path)
+    assert torch.equal(loaded.codebook.words, start["shared.weight"]) and torch.equal(loaded.visual_tokens(pictures), before)
+    half = CodebookT5.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and half.codebook.words.dtype == torch.float32
+    assert torch.equal(half.codebook.words, start["shared.weight"])
+
+
+@pytest.mark.parametrize("embeddings", ["shared.weight", "encoder.embed_tokens.weight"])
+def test_a_model_without_a_snapshot_starts_with_its_embeddings_as_they_are(tiny, picture_batch, tmp_path, embeddings):
+    """Saved before there was one, or a plain T5; under whichever of the tied names its embeddings were saved."""
+    model = trained(tiny(num_visual_tokens=17), picture_batch)
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["codebook.words"]
+    weights[embeddings] = weights.pop("shared.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, report = CodebookT5.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert torch.equal(loaded.codebook.words, model.shared.weight) and not loaded.codebook.words.requires_grad
+    states = model.vision_states(picture_batch["pixel_values"])[:, 1:]
+    cosines = torch.cosine_similarity(states[:, :, None], model.shared.weight[None, None, 3:60], dim=-1)
+    assert torch.equal(loaded.visual_tokens(picture_batch["pixel_values"])[:, :-1], cosines.argmax(-1) + 3)
+
+
+def test_the_codebook_of_a_pretrained_t5_is_its_embeddings(tmp_path, t5_fields, vit_fields):
+    torch.manual_seed(0)
+    t5 = T5ForConditionalGeneration(T5Config(**t5_fields, decoder_start_token_id=0))
+    t5.save_pretrained(tmp_path)
+    model = CodebookT5.from_t5_vision_pretrained(tmp_path, vision_config=vit_fields, num_codebook_words=50)
+    assert torch.equal(model.codebook.words, t5.shared.weight[:50])
 
 
 def test_random_patches_change_in_training_only(tiny, picture_batch):
