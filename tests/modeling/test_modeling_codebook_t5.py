@@ -93,7 +93,9 @@ def test_training_moves_no_picture_to_other_words(tiny, picture_batch, tmp_path)
     assert not torch.equal(now, before[:, :-1].flatten()), "the embeddings as they are now say other words"
     model.save_pretrained(tmp_path)
     loaded = CodebookT5.from_pretrained(tmp_path)
-    assert torch.equal(loaded.codebook.words, start["shared.weight"]) and torch.equal(loaded.visual_tokens(pictures), before)
+    assert torch.equal(loaded.codebook.words, start["shared.weight"]) and torch.equal(
+        loaded.visual_tokens(pictures), before
+    )
     half = CodebookT5.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16 and half.codebook.words.dtype == torch.float32
     assert torch.equal(half.codebook.words, start["shared.weight"])
@@ -314,6 +316,43 @@ def test_tokens_added_for_identifiers_are_no_words_and_leave_the_words_as_they_w
     loaded = CodebookT5.from_pretrained(tmp_path)
     assert (loaded.config.vocab_size, loaded.config.num_codebook_words) == (90, 60)
     assert torch.equal(loaded.visual_tokens(picture_batch["pixel_values"]), before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_kept_words_stand_for_the_pictures(tiny, picture_batch, selection, training):
+    """What is read, written and learned from words is to the bit what it is from pixels, draws included."""
+    model = tiny(visual_token_selection=selection, t5={"dropout_rate": 0.0}).train(training)
+    pictures = picture_batch["pixel_values"]
+    words = model.kept_states(pictures)
+    assert words.dtype == torch.int32 and words.shape == (2, 8 if selection == "attention" else 16)
+    text = {name: picture_batch[name] for name in ("input_ids", "attention_mask")}
+    outputs, gradients = [], []
+    for inputs in (
+        {"pixel_values": pictures, "target_pixel_values": pictures.flip(0)},
+        {"image_states": words, "target_image_states": words.flip(0)},
+    ):
+        torch.manual_seed(3)
+        model.zero_grad()
+        outputs.append(model(**text, **inputs, labels=LABELS[[0, 3, 4]]))
+        outputs[-1].loss.backward()
+        gradients.append(model.shared.weight.grad.clone())
+    assert torch.equal(outputs[0].visual_token_ids, outputs[1].visual_token_ids)
+    assert torch.equal(outputs[0].logits, outputs[1].logits) and torch.equal(*gradients)
+    if training and selection == "random":
+        assert len({str(model.visual_tokens(image_states=words).tolist()) for _ in range(5)}) > 1
+    model.eval()
+    flags = {"max_new_tokens": 3, "num_beams": 2}
+    assert torch.equal(model.generate(image_states=words, **flags), model.generate(pixel_values=pictures, **flags))
+
+
+def test_words_stand_for_a_picture_of_a_fixed_codebook_alone(tiny):
+    words = torch.full((2, 16), 5, dtype=torch.int32)
+    for model, states in ((tiny(quantization="learned"), words), (tiny(), words[..., None])):
+        with pytest.raises(ValueError, match="with quantization='fixed' alone"):
+            model(image_states=states, labels=LABELS[:2])
+    with pytest.raises(ValueError, match="16 patches in image_states"):
+        tiny(visual_token_selection="attention")(image_states=words, labels=LABELS[:2])
 
 
 def test_the_tokenizer_tells_which_tokens_are_words():

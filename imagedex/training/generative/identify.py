@@ -111,5 +111,6 @@ class Assigner:
         logger.info("vectors for %s identifiers: %s", self.scheme, SOURCES[source])
         if source == "text":
             return latent_semantic_vectors(splits.item_texts(), seed=wanted.identifier_seed), {"vectors": "text"}
-        batches = DataLoader(items.gallery, size, collate_fn=items.collator, num_workers=workers)
+        # not the gallery, of which words alone may be kept, and those of a start that is not written yet
+        batches = DataLoader(items.seen(splits.gallery), size, collate_fn=items.collator, num_workers=workers)
         return mean_vision_states(items.model, batches, args.device, progress), {"vectors": "vision"}

@@ -96,9 +96,13 @@ class ItemInputs:
     def augmentation(self):
         return build_augmentation(self.data.image_augmentation, self.image_processor) if self.sees_pictures else None
 
+    def seen(self, rows, augment=None) -> Pictures:
+        """The pictures of these rows of a split."""
+        return Pictures(rows, self.image_processor, self.data.keep_pixels, self.num_proc, augment)
+
     def pictures(self, rows, augment=None):
         """The pictures of these rows of a split, or their states where these can be kept."""
-        pictures = Pictures(rows, self.image_processor, self.data.keep_pixels, self.num_proc, augment)
+        pictures = self.seen(rows, augment)
         return keep_vision_states(self.model, pictures, self.collator, self.args) if self.args.keep_states else pictures
 
 
