@@ -103,7 +103,7 @@ class TextArguments:
     caption_prompt: str | None = argument("Written before a caption or question; for a new model 'question: '.")
     document_prompt: str = argument("Written before a document.", "document: ")
     clean_captions: bool | None = argument(
-        "Captions and questions in lower case and without punctuation; for a new model false."
+        'Captions and questions in lower case, with blanks for .!"()*#:;~ and other punctuation left; for a new model false.'
     )
     pseudo_queries_file: str | None = argument(
         "Text corpora: JSONL of document_id and question, written by a model, trained on beside the real questions."
@@ -171,7 +171,9 @@ class ImageIndexingArguments:
     stop_when_memorised: float | None = argument(
         "Stop when this share of the pictures is brought to its own identifier, measured at each evaluation."
     )
-    clean_captions: bool = argument("Objective caption: in lower case and without punctuation.", False)
+    clean_captions: bool = argument(
+        'Objective caption: in lower case, with blanks for .!"()*#:;~ and other punctuation left.', False
+    )
     index_held_out_images: bool = argument(
         "Pictures whose captions are all held out are indexed too; false: they have an identifier but are never shown.",
         True,
