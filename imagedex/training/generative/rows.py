@@ -94,7 +94,7 @@ class ItemInputs:
         return SentenceProcessor(self.processor.tokenizer, prompt, clean_text, self.processor.max_text_length)
 
     def augmentation(self):
-        return build_augmentation(self.data.image_augmentation, self.image_processor) if self.sees_pictures else None
+        return build_augmentation(self.data, self.image_processor) if self.sees_pictures else None
 
     def seen(self, rows, augment=None) -> Pictures:
         """The pictures of these rows of a split."""
