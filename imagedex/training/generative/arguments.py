@@ -124,15 +124,17 @@ class DSITrainingArguments(RunArguments, Seq2SeqTrainingArguments):
     )
     num_beams: int = argument("Beams of the search, and the longest ranking.", 10)
     max_memorised_samples: int = argument(
-        "At each evaluation, ask for the identifiers of this many pictures or documents themselves; 0: of none.", 1000
+        "At each evaluation, ask for the identifiers of this many pictures or documents themselves, spaced evenly; 0: of none, "
+        "-1: of all. eval_memorised is the share whose best beam is exactly their own identifier.",
+        1000,
     )
 
     def __post_init__(self):
         super().__post_init__()
         if self.num_beams < 1:
             raise ValueError(f"--num_beams {self.num_beams}: give 1 or more")
-        if self.max_memorised_samples < 0:
-            raise ValueError(f"--max_memorised_samples {self.max_memorised_samples}: give 0 or more")
+        if self.max_memorised_samples < -1:
+            raise ValueError(f"--max_memorised_samples {self.max_memorised_samples}: give 0 or more, or -1 for all")
 
 
 @dataclass

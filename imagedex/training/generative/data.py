@@ -159,8 +159,8 @@ class GenerativeEvaluation:
 
 
 def evenly(total: int, at_most: int) -> list[int]:
-    """`at_most` of `total` rows, spaced evenly."""
-    return list(range(total)) if total <= at_most else [row * total // at_most for row in range(at_most)]
+    """`at_most` of `total` rows, spaced evenly; -1: all."""
+    return list(range(total)) if at_most < 0 or total <= at_most else [row * total // at_most for row in range(at_most)]
 
 
 def keep_vision_states(model, pictures, collator, args):

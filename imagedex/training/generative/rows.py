@@ -157,7 +157,7 @@ class DSIRows:
         return share + ("" if indexing.indexing_strategy == "inputs2targets" else f", {indexing.indexing_strategy}")
 
     def evaluation(self, sentences: bool, items: bool, held_out_too: bool = True) -> GenerativeEvaluation:
-        """The held-out sentences, and at most `max_memorised_samples` of the items that training shows."""
+        """The held-out sentences, and at most `max_memorised_samples` (-1: all) of the items that training shows."""
         evaluation, row_of = GenerativeEvaluation(), self.identifiers.row
         if sentences:
             evaluation.sentences = asked = self.sentences(self.splits.evaluation)

@@ -10,6 +10,7 @@ from imagedex.corpora.arguments import CorpusArguments
 from imagedex.corpora.indexed import IndexedSplits, load_indexed_splits
 from imagedex.errors import UserError
 from imagedex.modeling.processing_retrieval import SentenceProcessor, clean
+from imagedex.training.generative.arguments import DSITrainingArguments
 from imagedex.training.generative.caption_augmentation import CaptionAugmentationArguments
 from imagedex.training.generative.data import (
     DSICollator,
@@ -128,6 +129,10 @@ def test_without_items_a_mixture_is_the_sentences():
 def test_evenly():
     assert evenly(3, 10) == [0, 1, 2]
     assert evenly(10, 4) == [0, 2, 5, 7]
+    assert evenly(2000, -1) == list(range(2000))
+    assert DSITrainingArguments(output_dir="out", max_memorised_samples=-1, use_cpu=True).max_memorised_samples == -1
+    with pytest.raises(ValueError, match="-2: give 0 or more, or -1 for all"):
+        DSITrainingArguments(output_dir="out", max_memorised_samples=-2, use_cpu=True)
 
 
 def picture(value):
