@@ -25,8 +25,8 @@ class CodebookT5Config(T5Config):
             never are. Default: `vocab_size` at creation. `codebook_fields(tokenizer)` tells it exactly.
         codebook_special_token_ids (`list[int]`): ids below `num_codebook_words` that are no words. Default: padding,
             end of sequence, and 2 (unknown, in T5's layout).
-        quantization (`str`): `"fixed"` (nearest word embedding) or `"learned"` (linear projections of patch states and of
-            words into one space, straight-through estimator and commitment loss).
+        quantization (`str`): `"fixed"` (nearest word embedding, as the embeddings were before training) or `"learned"`
+            (linear projections of patch states and of words into one space, straight-through estimator and commitment loss).
         codebook_projection_dim (`int`): width of that space. Default: the smaller of T5's and the tower's width.
         commitment_cost (`float`): beta of VQ-VAE (1711.00937).
         codebook_entropy_weight (`float`): weight of the penalty that keeps many words in use (MAGVIT-v2 2310.05737); with 0

@@ -53,6 +53,7 @@ GOES_WITH = {
     "dataset_name": ("dataset_config_name", "image_dir", "visual_genome_dir", "image_column", "caption_column"),
     "train_file": ("image_dir", "image_column", "caption_column"),
     "held_out_images": ("eval_gallery",),
+    "image_augmentation": ("random_crop_scale", "random_flip"),
 }
 
 

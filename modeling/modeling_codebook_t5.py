@@ -18,11 +18,11 @@ from .picture_t5 import PictureT5, PictureT5Output, padded_rows
 from .towers import unsharded
 from .visual_codebook import (
     CodebookProjection,
+    FixedCodebook,
     LearnedCodebook,
     codebook_statistics,
     even_positions,
     merged_positions,
-    nearest_words,
     random_positions,
 )
 
@@ -54,10 +54,12 @@ class CodebookEncoderOutput(BaseModelOutput):
 class CodebookT5(PictureT5):
     config_class = CodebookT5Config
     config: CodebookT5Config
+    _keep_in_fp32_modules_strict = ["codebook.words"]
+    # a model without them, saved by an older version or a plain T5, starts with its embeddings as they are: see `tie_weights`
+    _keys_to_ignore_on_load_missing = [r"codebook\.words"]
 
     def __init__(self, config: CodebookT5Config, vision_model=None):
         super().__init__(config, vision_model)
-        self.codebook = None
         if config.quantization == "learned":
             width = config.codebook_projection_dim or min(self.vision_width, config.d_model)
             self.codebook = LearnedCodebook(
@@ -69,6 +71,8 @@ class CodebookT5(PictureT5):
                 "they cannot be compared: take towers of one width, or --quantization learned with "
                 "--codebook_projection_dim, a space in which both meet"
             )
+        else:
+            self.codebook = FixedCodebook(config.num_codebook_words, config.d_model)
         if config.visual_token_selection == "attention":
             if not self.prefix_tokens:
                 raise ValueError(
@@ -85,6 +89,21 @@ class CodebookT5(PictureT5):
             init.orthogonal_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, FixedCodebook):
+            init.copy_(module.words, self.words())  # of new embeddings; they come first
+
+    def tie_weights(self, missing_keys=None, **kwargs):
+        """As transformers'. It ends all loading: only then are the embeddings there under whichever name they were saved."""
+        super().tie_weights(missing_keys=missing_keys, **kwargs)
+        if "codebook.words" in (missing_keys or ()):
+            self.take_codebook()
+
+    @torch.no_grad()
+    def take_codebook(self):
+        """The fixed codebook becomes the word embeddings as they are now. For a start that writes these after the model was
+        made; later on, pictures would become other words than T5 has learned to read."""
+        if isinstance(self.codebook, FixedCodebook):
+            self.codebook.words.copy_(self.words())
 
     def freeze_tower(self) -> None:
         """As PictureT5's; a fixed codebook passes no gradient, so that the tower before it is always frozen."""
@@ -93,7 +112,7 @@ class CodebookT5(PictureT5):
             self.vision_model.requires_grad_(False)
 
     def words(self) -> torch.Tensor:
-        """(num_codebook_words, d_model) word embeddings that a patch may become."""
+        """(num_codebook_words, d_model) embeddings, as they are now, of the words that a patch may become."""
         return unsharded(self.shared.weight)[: self.config.num_codebook_words]
 
     def vision_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -110,48 +129,76 @@ class CodebookT5(PictureT5):
         chosen = chosen[..., None].expand(-1, -1, states.shape[-1])
         return torch.cat([states[:, :prefix], states.gather(1, chosen)], dim=1)
 
-    def selected_patches(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which patches become visual tokens, by `config.visual_token_selection`: at most N - 1 of them.
+    def kept_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pictures -> `image_states`. With `quantization="fixed"` a patch is its word for good, so words are all that is worth
+        keeping: (P, patches) int32, where `vision_states` has 4 * width bytes a patch."""
+        states = self.vision_states(pixel_values)
+        if not isinstance(self.codebook, FixedCodebook):
+            return states
+        return self.nearest(states[:, self.prefix_tokens :]).int()
+
+    def kept_settings(self) -> list:
+        config, settings = self.config, ["states"]
+        if isinstance(self.codebook, FixedCodebook):
+            settings = ["words", config.codebook_special_token_ids, unsharded(self.codebook.words)]
+        if config.visual_token_selection == "attention":
+            settings += ["attended to", config.num_visual_tokens - 1]
+        return settings
+
+    def picture_states(self, pixel_values=None, image_states=None) -> torch.Tensor | None:
+        """As PictureT5's; of `image_states` that are integers, words (P, patches), these themselves."""
+        if image_states is None or image_states.is_floating_point() or pixel_values is not None:
+            return super().picture_states(pixel_values, image_states)
+        if image_states.ndim != 2 or not isinstance(self.codebook, FixedCodebook):
+            raise ValueError(
+                f"image_states of shape {tuple(image_states.shape)} and type {image_states.dtype}: integers are the words of "
+                "patches, (pictures, patches), which stand for a picture with quantization='fixed' alone; see kept_states()"
+            )
+        return image_states.long()
+
+    def selected(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The patches that become visual tokens, by `config.visual_token_selection`: at most N - 1 of them.
 
         Where a picture has fewer patches (or, with "merge", fewer runs), all are taken and its token sequence is shorter.
 
-        Args: states (P, prefix + patches, vision width).
-        Returns their states (P, K, vision width) in raster order and which of them count (P, K) bool.
+        Args: patches (P, patches, vision width) states, or (P, patches) words.
+        Returns those selected (P, K, vision width) or (P, K), in raster order, and which of them count (P, K) bool.
         """
-        patches = states[:, self.prefix_tokens :]
-        rows, total, width = patches.shape
+        rows, total = patches.shape[:2]
         count, selection = self.config.num_visual_tokens - 1, self.config.visual_token_selection
         if selection == "attention" and total > count:
             raise ValueError(
                 f"{total} patches in image_states: with visual_token_selection='attention' they have to come from this "
-                "model's vision_states(), which keeps the patches attended to"
+                "model's vision_states() or kept_states(), which keep the patches attended to"
             )
         if selection == "merge":
-            positions, kept = merged_positions(self.nearest(patches), count)
+            positions, kept = merged_positions(patches if patches.ndim == 2 else self.nearest(patches), count)
         else:
             if selection == "random":
                 positions = random_positions(rows, total, count, self.training, patches.device)
             else:
                 positions = even_positions(total, count, patches.device).expand(rows, -1)
             kept = torch.ones_like(positions, dtype=torch.bool)
-        return patches.gather(1, positions[..., None].expand(-1, -1, width)), kept
+        return torch.take_along_dim(patches, positions if patches.ndim == 2 else positions[..., None], dim=1), kept
 
     def nearest(self, patches: torch.Tensor) -> torch.Tensor:
         """Patch states (..., vision width) -> (...) token ids of the nearest words."""
         special = self.config.codebook_special_token_ids
-        if self.codebook is not None:
-            return self.codebook.nearest(patches, self.words(), special)
-        return nearest_words(patches, self.words(), special)
+        if isinstance(self.codebook, FixedCodebook):
+            return self.codebook(patches, special)
+        return self.codebook.nearest(patches, self.words(), special)
 
     def quantize(self, states: torch.Tensor):
-        """Picture states (P, prefix + patches, vision width) -> visual tokens.
+        """Picture states (P, prefix + patches, vision width), or words (P, patches), -> visual tokens.
 
         Returns ids (P, K + 1), each row's end-of-sequence after its last word and padding behind it; their mask; and, where
         the codebook is learned, the straight-through path (P, K + 1, d_model) and the quantizer loss, else None, None.
         """
-        patches, kept = self.selected_patches(states)
+        patches, kept = self.selected(states if states.ndim == 2 else states[:, self.prefix_tokens :])
         path = loss = None
-        if self.codebook is None:
+        if patches.ndim == 2:
+            ids = patches
+        elif isinstance(self.codebook, FixedCodebook):
             ids = self.nearest(patches)
         else:
             special = self.config.codebook_special_token_ids
@@ -179,8 +226,9 @@ class CodebookT5(PictureT5):
     def encode(
         self, input_ids=None, attention_mask=None, pixel_values=None, image_states=None, inputs_embeds=None, **kwargs
     ) -> tuple[CodebookEncoderOutput, torch.Tensor]:
-        """As PictureT5's. Sentences and pictures go through T5's encoder one after the other: sentences are short, and padded to
-        a picture's tokens they would cost twice the time. Where there are both, states of inner layers are not returned.
+        """As PictureT5's; `image_states` may be words (P, patches), see `kept_states`. Sentences and pictures go through T5's
+        encoder one after the other: sentences are short, and padded to a picture's tokens they would cost twice the time.
+        Where there are both, states of inner layers are not returned.
         """
         embeds = inputs_embeds if input_ids is None else self.shared(input_ids)  # (T, S, d_model)
         states = self.picture_states(pixel_values, image_states)
@@ -216,11 +264,15 @@ class CodebookT5(PictureT5):
             if output.loss is not None:
                 output.loss = output.loss + quantizer_loss
         if ids is not None:
-            special = [self.config.pad_token_id, *torch.as_tensor(self.config.eos_token_id).flatten().tolist()]
-            words = ids[~torch.isin(ids, ids.new_tensor(special))]
+            eos = self.config.eos_token_id
+            is_word = ids != self.config.pad_token_id
+            for token in eos if isinstance(eos, list) else [eos]:
+                is_word &= ids != token
             total = self.config.num_codebook_words - len(self.config.codebook_special_token_ids)
             output.visual_token_ids = ids
-            output.codebook_perplexity, output.codebook_usage = codebook_statistics(words, total)
+            output.codebook_perplexity, output.codebook_usage = codebook_statistics(
+                ids, is_word, self.config.vocab_size, total
+            )
         return output
 
 

@@ -1,7 +1,8 @@
 """What CodebookT5 and VisionGroundedT5 share: a T5 that takes text rows and picture rows, and writes identifiers.
 
 A batch has text rows (`input_ids`), picture rows (`pixel_values`, or `image_states` that were computed before) or both: then text
-rows come first and picture rows after them, in what is encoded, in the labels and in what is generated.
+rows come first and picture rows after them, in what is encoded, in the labels and in what is generated. `image_states` are what
+`kept_states` gives, or `vision_states`.
 """
 
 from dataclasses import dataclass
@@ -93,6 +94,14 @@ class PictureT5(RetrieveMixin, T5ForConditionalGeneration):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_is_frozen):
             return as_sequence(self.vision_model(pixel_values=pixel_values, return_dict=True).last_hidden_state)
+
+    def kept_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pictures (P, 3, height, width) -> what is worth keeping of them where the tower is frozen: `image_states`."""
+        return self.vision_states(pixel_values)
+
+    def kept_settings(self) -> list:
+        """What decides, beside the vision tower and the picture, what `kept_states` gives; JSON values and tensors."""
+        return ["all states"]
 
     def picture_states(self, pixel_values=None, image_states=None) -> torch.Tensor | None:
         """(P, prefix + patches, vision width) of whichever is given, None of neither."""

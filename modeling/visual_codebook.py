@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .towers import unsharded
+
 EVALUATION_DRAW = 0  # seed of the one random draw that evaluation uses for every picture
 NEAREST_PATCHES = 2048  # compared at a time: patches x words numbers have to fit in memory
 ENTROPY_TEMPERATURE = 0.02  # of the softmax over cosines; at 0.05 the penalty hardly opens the codebook
@@ -68,15 +70,16 @@ def nearest_words(states: torch.Tensor, words: torch.Tensor, special: list[int])
         return torch.cat(nearest).view(states.shape[:-1])
 
 
-def codebook_statistics(visual_token_ids: torch.Tensor, num_words: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """How much of the codebook is in use (VQ-VAE's perplexity).
+def codebook_statistics(ids: torch.Tensor, is_word: torch.Tensor, vocab_size: int, num_words: int):
+    """How much of the codebook is in use (VQ-VAE's perplexity). On a GPU nothing waits for it.
 
-    Args: visual_token_ids, of any shape, without padding and end-of-sequence; num_words, how many could be chosen.
-    Returns perplexity, exp of the entropy in nats, between 1 and `num_words`; and the share of words used at least once.
+    Args: ids, token ids below `vocab_size`; is_word, bool of the same shape, false for padding and end-of-sequence;
+    num_words, how many words could be chosen.
+    Returns scalars: perplexity, exp of the entropy in nats, between 1 and `num_words`; the share of words used at least once.
     """
-    counts = torch.bincount(visual_token_ids.flatten(), minlength=1).float()
-    shares = counts[counts > 0] / counts.sum()
-    return (-(shares * shares.log()).sum()).exp(), (counts > 0).sum() / num_words
+    counts = torch.zeros(vocab_size, device=ids.device).scatter_add_(0, ids.flatten(), is_word.flatten().float())
+    shares = counts / counts.sum()
+    return (-torch.xlogy(shares, shares).sum()).exp(), (counts > 0).sum() / num_words
 
 
 def unused_codebook(cosines: torch.Tensor) -> torch.Tensor:
@@ -94,6 +97,27 @@ def unused_codebook(cosines: torch.Tensor) -> torch.Tensor:
         shares * shares.clamp(min=1e-12).log()
     ).sum()  # a share may be 0, and the logarithm's gradient must not be
     return math.log(cosines.shape[1]) - of_all + of_a_patch
+
+
+class FixedCodebook(nn.Module):
+    """The word embeddings as they were at the start: T5's own move in training, and the words of a picture must not.
+
+    `words` (W, word width) float32, row i is token i; saved with the model, never trained. A parameter and not a buffer, so that
+    FSDP shards it and no step of data parallel training sends it around.
+    """
+
+    def __init__(self, num_words: int, word_width: int):
+        super().__init__()
+        self.words = nn.Parameter(torch.empty(num_words, word_width, dtype=torch.float32), requires_grad=False)
+
+    def train(self, mode: bool = True):
+        """As `nn.Module.train`; the words stay frozen, also where `from_pretrained` has made the parameter anew."""
+        self.words.requires_grad_(False)
+        return super().train(mode)
+
+    def forward(self, states: torch.Tensor, special: list[int]) -> torch.Tensor:
+        """(..., word width) -> (...) token ids of the nearest words."""
+        return nearest_words(states, unsharded(self.words), special)
 
 
 class CodebookProjection(nn.Linear):

@@ -239,6 +239,31 @@ def test_identifiers_from_an_xmatching_model_of_the_same_split(
     assert not (tmp_path / "other").exists()
 
 
+def test_kept_words_change_nothing_but_the_work(arguments, tmp_path, monkeypatch):
+    """Both directions of indexing, random patches drawn in training: every weight ends where it does from pixels."""
+    monkeypatch.chdir(tmp_path)
+    more = [
+        "--indexing_strategy",
+        "bidirectional",
+        "--t5_start",
+        "lexical",
+        "--num_visual_tokens",
+        3,
+        "--num_train_epochs",
+        1,
+    ]
+    weights = []
+    for keep in ("false", "true"):
+        run(run_dsi, arguments, *more, "--keep_states", keep, "--keep_dir", tmp_path / "kept", "--output_dir", keep)
+        weights.append(CodebookT5.from_pretrained(keep).state_dict())
+    assert list((tmp_path / "kept").rglob("*.safetensors"))
+    assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+    first, second = (results_of(tmp_path / keep) for keep in ("false", "true"))
+    assert {k: v for k, v in first.items() if "hits" in k or "memorised" in k or "loss" in k} == {
+        k: v for k, v in second.items() if "hits" in k or "memorised" in k or "loss" in k
+    }
+
+
 def test_held_out_pictures_are_indexed_or_not(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = [

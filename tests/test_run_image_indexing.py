@@ -8,6 +8,7 @@ import run_dsi
 import run_image_indexing
 from imagedex import command_line
 from imagedex.modeling.identifiers import Identifiers
+from imagedex.training.augmentation import RandomResizedCrop
 
 T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "dropout_rate": 0.0}
 VIT = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64,
@@ -54,6 +55,34 @@ def test_until_the_gallery_is_memorised(arguments, tmp_path, monkeypatch, capfd)
     assert said.splitlines()[-1] == "model, processor, identifiers, code and card: out"
     card = (tmp_path / "out" / "README.md").read_text()
     assert "100.0 % are memorised" in card and "None captions" not in card
+
+
+def test_training_pictures_are_cut_as_the_flags_say(arguments, tmp_path, monkeypatch):
+    """A frozen tower reads them anew; what is evaluated is whole, and kept."""
+    monkeypatch.chdir(tmp_path)
+    seen, box = [], RandomResizedCrop.box
+
+    def spied(crop, width, height):
+        left, top, right, bottom = box(crop, width, height)
+        seen.append(((right - left) * (bottom - top) / (width * height), crop.flip))
+        return left, top, right, bottom
+
+    monkeypatch.setattr(RandomResizedCrop, "box", spied)
+    more = ["--image_augmentation", "random_resized_crop", "--random_crop_scale", "0.5", "1", "--random_flip", "0"]
+    keep = [
+        "--freeze_vision_tower",
+        "true",
+        "--keep_states",
+        "true",
+        "--keep_dir",
+        tmp_path / "kept",
+        "--num_train_epochs",
+        3,
+    ]
+    run(run_image_indexing, arguments, *more, *keep)
+    shares, flips = zip(*seen, strict=True)
+    assert len(seen) == 3 * 12 and min(shares) > 0.45 and len(set(shares)) > 3 and set(flips) == {0.0}
+    assert list((tmp_path / "kept").rglob("*.safetensors"))
 
 
 def test_held_out_captions_are_not_read_when_everything_is_indexed(arguments, tmp_path, monkeypatch):

@@ -46,9 +46,12 @@ class CorpusArguments:
         "Decode and resize every picture once and keep the numbers on disk, instead of each time it is seen.", False
     )
     image_augmentation: Literal["none", "random_resized_crop"] = argument(
-        "Training pictures as they are, or a random part (8 to 100 percent of the area), mirrored in half of the cases.",
-        "none",
+        "Training pictures as they are, or a random part of each, another one each time.", "none"
     )
+    random_crop_scale: list[float] | None = argument(
+        "random_resized_crop: smallest and largest share of the area; by default 0.08 1."
+    )
+    random_flip: float | None = argument("random_resized_crop: share of the parts that is mirrored; by default 0.5.")
 
     def __post_init__(self):
         if self.keep_pixels and self.image_augmentation != "none":
@@ -56,6 +59,21 @@ class CorpusArguments:
                 f"--keep_pixels keeps each picture once, so --image_augmentation {self.image_augmentation} cannot cut it "
                 "anew each time; give one of the two"
             )
+        for name in ("random_crop_scale", "random_flip"):
+            if getattr(self, name) is not None and self.image_augmentation == "none":
+                raise ValueError(
+                    f"--{name} says how pictures are cut; give --image_augmentation random_resized_crop too"
+                )
+        if (scale := self.random_crop_scale) and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+            given = " ".join(map(str, scale))
+            raise ValueError(f"--random_crop_scale {given}: give two shares above 0, up to 1, the smaller one first")
+        if self.random_flip is not None and not 0 <= self.random_flip <= 1:
+            raise ValueError(f"--random_flip {self.random_flip}: give a share from 0 to 1")
+
+    def crop_options(self) -> dict:
+        """Keywords of `RandomResizedCrop` that were given."""
+        scale = tuple(self.random_crop_scale) if self.random_crop_scale else None
+        return {name: value for name, value in (("scale", scale), ("flip", self.random_flip)) if value is not None}
 
     def require_corpus(self) -> None:
         """Raises `UserError` when none is named; it is known before anything is loaded."""

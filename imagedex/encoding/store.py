@@ -31,7 +31,7 @@ FORMAT = 2
 KEY_BYTES = 16
 ROWS_PER_SHARD = 2048
 _ORIGIN = {"_name_or_path", "_commit_hash", "transformers_version", "architectures", "auto_map", "dtype", "torch_dtype"}
-_TYPES = {"F32": np.float32, "F16": np.float16, "U8": np.uint8}
+_TYPES = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "U8": np.uint8}
 
 
 @dataclass
@@ -262,15 +262,24 @@ def check_room(folder: Path, size: int) -> None:
 
 def weights_fingerprint(model: torch.nn.Module, *settings: object) -> str:
     """Hash of every weight, its type and its name, and of what else decides what the model makes of an input: its class, its
-    configuration, and settings (JSON values)."""
+    configuration, and settings (JSON values and tensors)."""
     digest = hashlib.blake2b(digest_size=16)
     config = without_origin(model.config.to_dict()) if hasattr(model, "config") else {}
     settings = (*settings, type(model).__name__, config)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        digest.update(bytes_of(tensor))
+    digest.update(json.dumps(settings, sort_keys=True, default=fingerprint_of).encode())
     return digest.hexdigest()
+
+
+def bytes_of(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def fingerprint_of(value: object) -> str:
+    """Of a setting that is no JSON value: a tensor's is of every number in it."""
+    return hashlib.blake2b(bytes_of(value), digest_size=16).hexdigest() if torch.is_tensor(value) else str(value)
 
 
 def without_origin(config):

@@ -8,6 +8,7 @@ import math
 import torch
 from PIL import Image
 
+from imagedex.corpora.arguments import CorpusArguments
 from imagedex.errors import UserError
 from imagedex.modeling.picture_reading import as_rgb
 from imagedex.training.image_processor import output_size
@@ -38,8 +39,11 @@ class RandomResizedCrop:
         return f"RandomResizedCrop({self.size}, {self.scale}, {self.ratio}, {self.flip}, {self.resample})"
 
     @classmethod
-    def for_processor(cls, image_processor) -> "RandomResizedCrop":
-        """With the size and filter of the pictures that `image_processor` makes for evaluation. Raises `UserError`."""
+    def for_processor(cls, image_processor, **options) -> "RandomResizedCrop":
+        """With the size and filter of the pictures that `image_processor` makes for evaluation. Raises `UserError`.
+
+        Args: options, `scale` and `flip` where they are not the default's.
+        """
         size = output_size(image_processor)
         if size is None:
             raise UserError(
@@ -47,7 +51,7 @@ class RandomResizedCrop:
                 "give it a crop_size"
             )
         resample = getattr(image_processor, "resample", None)
-        return cls(size) if resample is None else cls(size, resample=int(resample))
+        return cls(size, **options) if resample is None else cls(size, resample=int(resample), **options)
 
     def box(self, width: int, height: int) -> tuple[int, int, int, int]:
         """The part of a picture of this size to keep: left, top, right, bottom in pixels."""
@@ -80,6 +84,8 @@ def below(count: int) -> int:
     return torch.randint(count, (1,)).item()
 
 
-def build_augmentation(name: str, image_processor) -> RandomResizedCrop | None:
+def build_augmentation(data: CorpusArguments, image_processor) -> RandomResizedCrop | None:
     """What `--image_augmentation` names, for the pictures that `image_processor` makes. Raises `UserError`."""
-    return RandomResizedCrop.for_processor(image_processor) if name == "random_resized_crop" else None
+    if data.image_augmentation == "none":
+        return None
+    return RandomResizedCrop.for_processor(image_processor, **data.crop_options())

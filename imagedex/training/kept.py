@@ -52,9 +52,9 @@ class Keeper:
     Args:
         name: "text_states" or "image_states".
         tower: the frozen tower, on its device and in evaluation mode.
-        pool: batch of tensors -> (rows, ...) states.
+        pool: batch of tensors -> (rows, ...) states; kept as float32, integers as int32.
         collator: rows -> batch.
-        settings: JSON values beside the weights that decide what the states are (pooling, preprocessing).
+        settings: JSON values and tensors beside the weights that decide what the states are (pooling, preprocessing).
         keep_dir: of all that is kept; each tower with its settings has a folder of its own in it.
     """
 
@@ -111,7 +111,8 @@ class Keeper:
             title = f"Keeping {self.name.replace('_', ' ')}" + ("" if view is None else f", view {view + 1}")
             with torch.no_grad():
                 for batch in tqdm(loader, desc=title, disable=None if batches and not share[0] else True):
-                    yield {self.name: self.pool(batch).float().cpu().numpy()}
+                    states = self.pool(batch).cpu()
+                    yield {self.name: (states.float() if states.is_floating_point() else states.int()).numpy()}
 
         try:
             rows_per_shard = max(1, min(ROWS_PER_SHARD, LARGEST_SHARD // self.row_bytes))

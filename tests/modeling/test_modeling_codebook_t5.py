@@ -1,14 +1,16 @@
 """CodebookT5: which words a picture becomes, what learns and what does not, pictures as targets, identifiers added later."""
 
 import copy
+import math
+from collections import Counter
 
 import pytest
 import torch
-from transformers import ViTModel
+from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5ForConditionalGeneration, ViTModel
 
 from imagedex.configuration.configuration_codebook_t5 import CodebookT5Config
 from imagedex.modeling.modeling_codebook_t5 import CodebookT5
-from imagedex.modeling.visual_codebook import codebook_statistics
 from imagedex.training.tokenizer import train_tokenizer
 
 SELECTIONS = ["random", "even", "attention", "merge"]
@@ -66,6 +68,63 @@ def test_visual_tokens_written_out(tiny, picture_batch, selection, quantization)
         length = len(expected)
         assert found[row, :length].tolist() == expected
         assert found[row, length].item() == 1 and not found[row, length + 1 :].any()  # end of sequence, then padding
+
+
+def trained(model, batch, steps=3):
+    """The model after a few large steps, which move its embeddings."""
+    before = model.shared.weight.detach().clone()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model.train()(**batch, labels=LABELS).loss.backward()
+        optimizer.step()
+    assert (model.shared.weight - before).abs().max() > 0.1
+    return model.eval()
+
+
+def test_training_moves_no_picture_to_other_words(tiny, picture_batch, tmp_path):
+    model = tiny(num_visual_tokens=17).eval()
+    pictures, start = picture_batch["pixel_values"], copy.deepcopy(model.state_dict())
+    before = model.visual_tokens(pictures)
+    trained(model, picture_batch)
+    assert torch.equal(model.visual_tokens(pictures), before)
+    with torch.no_grad():
+        patches = model.vision_states(pictures)[:, 1:].flatten(0, 1)
+    now = torch.cosine_similarity(patches[:, None], model.shared.weight[None, 3:60], dim=-1).argmax(1) + 3
+    assert not torch.equal(now, before[:, :-1].flatten()), "the embeddings as they are now say other words"
+    model.save_pretrained(tmp_path)
+    loaded = CodebookT5.from_pretrained(tmp_path)
+    assert torch.equal(loaded.codebook.words, start["shared.weight"]) and torch.equal(
+        loaded.visual_tokens(pictures), before
+    )
+    half = CodebookT5.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and half.codebook.words.dtype == torch.float32
+    assert torch.equal(half.codebook.words, start["shared.weight"])
+
+
+@pytest.mark.parametrize("embeddings", ["shared.weight", "encoder.embed_tokens.weight"])
+def test_a_model_without_a_snapshot_starts_with_its_embeddings_as_they_are(tiny, picture_batch, tmp_path, embeddings):
+    """Saved before there was one, or a plain T5; under whichever of the tied names its embeddings were saved."""
+    model = trained(tiny(num_visual_tokens=17), picture_batch)
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["codebook.words"]
+    weights[embeddings] = weights.pop("shared.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, report = CodebookT5.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert torch.equal(loaded.codebook.words, model.shared.weight) and not loaded.codebook.words.requires_grad
+    states = model.vision_states(picture_batch["pixel_values"])[:, 1:]
+    cosines = torch.cosine_similarity(states[:, :, None], model.shared.weight[None, None, 3:60], dim=-1)
+    assert torch.equal(loaded.visual_tokens(picture_batch["pixel_values"])[:, :-1], cosines.argmax(-1) + 3)
+
+
+def test_the_codebook_of_a_pretrained_t5_is_its_embeddings(tmp_path, t5_fields, vit_fields):
+    torch.manual_seed(0)
+    t5 = T5ForConditionalGeneration(T5Config(**t5_fields, decoder_start_token_id=0))
+    t5.save_pretrained(tmp_path)
+    model = CodebookT5.from_t5_vision_pretrained(tmp_path, vision_config=vit_fields, num_codebook_words=50)
+    assert torch.equal(model.codebook.words, t5.shared.weight[:50])
 
 
 def test_random_patches_change_in_training_only(tiny, picture_batch):
@@ -194,10 +253,10 @@ def test_the_entropy_penalty_keeps_words_in_use(tiny):
 def test_the_codebook_is_reported(tiny, picture_batch):
     model = tiny(quantization="learned").eval()
     output = model(**picture_batch, labels=LABELS)
-    words = output.visual_token_ids[:, :-1]
-    perplexity, usage = codebook_statistics(words, 57)
-    assert torch.equal(output.codebook_perplexity, perplexity) and torch.equal(output.codebook_usage, usage)
-    assert usage.item() == pytest.approx(len(set(words.flatten().tolist())) / 57)
+    words = output.visual_token_ids[:, :-1].flatten().tolist()
+    shares = [count / len(words) for count in Counter(words).values()]
+    assert output.codebook_perplexity.item() == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)), rel=1e-5)
+    assert output.codebook_usage.item() == pytest.approx(len(set(words)) / 57)
     token_loss = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), LABELS.flatten())
     torch.testing.assert_close(output.loss, token_loss + output.quantizer_loss)
     assert output.quantizer_loss > 0
@@ -258,6 +317,43 @@ def test_tokens_added_for_identifiers_are_no_words_and_leave_the_words_as_they_w
     loaded = CodebookT5.from_pretrained(tmp_path)
     assert (loaded.config.vocab_size, loaded.config.num_codebook_words) == (90, 60)
     assert torch.equal(loaded.visual_tokens(picture_batch["pixel_values"]), before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_kept_words_stand_for_the_pictures(tiny, picture_batch, selection, training):
+    """What is read, written and learned from words is to the bit what it is from pixels, draws included."""
+    model = tiny(visual_token_selection=selection, t5={"dropout_rate": 0.0}).train(training)
+    pictures = picture_batch["pixel_values"]
+    words = model.kept_states(pictures)
+    assert words.dtype == torch.int32 and words.shape == (2, 8 if selection == "attention" else 16)
+    text = {name: picture_batch[name] for name in ("input_ids", "attention_mask")}
+    outputs, gradients = [], []
+    for inputs in (
+        {"pixel_values": pictures, "target_pixel_values": pictures.flip(0)},
+        {"image_states": words, "target_image_states": words.flip(0)},
+    ):
+        torch.manual_seed(3)
+        model.zero_grad()
+        outputs.append(model(**text, **inputs, labels=LABELS[[0, 3, 4]]))
+        outputs[-1].loss.backward()
+        gradients.append(model.shared.weight.grad.clone())
+    assert torch.equal(outputs[0].visual_token_ids, outputs[1].visual_token_ids)
+    assert torch.equal(outputs[0].logits, outputs[1].logits) and torch.equal(*gradients)
+    if training and selection == "random":
+        assert len({str(model.visual_tokens(image_states=words).tolist()) for _ in range(5)}) > 1
+    model.eval()
+    flags = {"max_new_tokens": 3, "num_beams": 2}
+    assert torch.equal(model.generate(image_states=words, **flags), model.generate(pixel_values=pictures, **flags))
+
+
+def test_words_stand_for_a_picture_of_a_fixed_codebook_alone(tiny):
+    words = torch.full((2, 16), 5, dtype=torch.int32)
+    for model, states in ((tiny(quantization="learned"), words), (tiny(), words[..., None])):
+        with pytest.raises(ValueError, match="with quantization='fixed' alone"):
+            model(image_states=states, labels=LABELS[:2])
+    with pytest.raises(ValueError, match="16 patches in image_states"):
+        tiny(visual_token_selection="attention")(image_states=words, labels=LABELS[:2])
 
 
 def test_the_tokenizer_tells_which_tokens_are_words():

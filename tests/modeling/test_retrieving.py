@@ -16,7 +16,7 @@ from imagedex.modeling.modeling_vision_grounded_t5 import VisionGroundedT5
 from imagedex.modeling.processing_retrieval import RetrievalProcessor
 from imagedex.training.tokenizer import train_tokenizer
 
-SENTENCES = ["A dog, in the snow!", "two birds on a wire"]
+SENTENCES = ["A dog: in the snow!", "two birds on a wire"]
 
 SCRIPT = """
 import json, os, sys

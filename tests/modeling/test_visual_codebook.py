@@ -84,10 +84,13 @@ def test_merged_positions_against_groupby(count):
 
 
 def test_codebook_statistics_by_hand():
-    perplexity, usage = codebook_statistics(torch.tensor([[3, 3], [5, 7]]), num_words=10)
+    ids = torch.tensor([[3, 3, 1, 0], [5, 7, 9, 1]])
+    is_word = torch.tensor([[True, True, False, False], [True, True, False, False]])
+    perplexity, usage = codebook_statistics(ids, is_word, vocab_size=12, num_words=10)
     assert perplexity.item() == pytest.approx(math.exp(0.5 * math.log(2) + 2 * 0.25 * math.log(4)))
     assert usage.item() == pytest.approx(0.3)
-    assert codebook_statistics(torch.tensor([4, 4, 4]), 10)[0].item() == pytest.approx(1.0)
+    same = torch.tensor([4, 4, 4])
+    assert codebook_statistics(same, same > 0, 12, 10)[0].item() == pytest.approx(1.0)
 
 
 @pytest.fixture

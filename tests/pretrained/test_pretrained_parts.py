@@ -116,6 +116,7 @@ def test_a_timm_tower_trains_is_asked_and_reads_as_timm_does(
 def test_cut_pictures_are_normalised_as_timm_does(lite0):
     from transformers import AutoImageProcessor
 
+    from imagedex.corpora.arguments import CorpusArguments
     from imagedex.modeling.picture_reading import read_cut_pictures, read_pictures
     from imagedex.training.augmentation import build_augmentation
 
@@ -123,7 +124,10 @@ def test_cut_pictures_are_normalised_as_timm_does(lite0):
     grey = Image.new("RGB", (224, 224), (10, 128, 250))
     cut, whole = (read([grey], image_processor)["pixel_values"] for read in (read_cut_pictures, read_pictures))
     torch.testing.assert_close(cut, whole, atol=1e-5, rtol=0)
-    assert build_augmentation("random_resized_crop", image_processor).size == (224, 224)
+    assert build_augmentation(CorpusArguments(image_augmentation="random_resized_crop"), image_processor).size == (
+        224,
+        224,
+    )
 
 
 def test_augmented_and_kept_pictures_train(launch, lite0, minilm, flickr_folder, tmp_path):

@@ -86,7 +86,7 @@ def parts(towers, flickr_folder, tmp_path):
     model = build_model(model_args, xmatching_args, processor)
     corpus = load_corpus(str(flickr_folder)).splits["train"]
     tokens = tokenize_captions(corpus, processor).shuffle(seed=args.seed)
-    augment = build_augmentation(data_args.image_augmentation, processor.image_processor)
+    augment = build_augmentation(data_args, processor.image_processor)
     pictures = Pictures(corpus, processor.image_processor, augment=augment)
     pairs = CaptionPairs(token_rows(tokens), pictures, tokens["image_row"])
     return args, model, pairs, Collator(processor.tokenizer)

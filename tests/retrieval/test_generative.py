@@ -13,7 +13,7 @@ from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.retrieval.generative import GenerativeRetriever, load_generative, restricted, without_identifier, written
 
-QUERIES = ["A red dog, on the LEFT!", "the blue half", "yellow grass", "a red dog on the left"]
+QUERIES = ["A red dog (on the LEFT)!", "the blue half", "yellow grass", "a red dog on the left"]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def models(save_generative, gallery_ids, tmp_path_factory):
 
 def by_hand(parts, sentence, image_id):
     """Log-probability of an identifier after a sentence, one at a time and without a batch, from the model's own forward."""
-    cleaned = "".join(sign for sign in sentence.lower() if sign not in "!,.")
+    cleaned = " ".join(sentence.lower().replace("!", " ").replace("(", " ").replace(")", " ").split())
     inputs = parts.processor.tokenizer("question: " + cleaned, return_tensors="pt")
     labels = torch.tensor([parts.identifiers.labels(image_id)])
     with torch.no_grad():

@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 import run_xmatching
 from imagedex import command_line
 from imagedex.corpora import load_corpus
-from imagedex.corpora.arguments import DataArguments
+from imagedex.corpora.arguments import CorpusArguments, DataArguments
 from imagedex.errors import UserError
 from imagedex.training.augmentation import RandomResizedCrop, build_augmentation
 from imagedex.training.pictures import Pictures
@@ -113,8 +113,39 @@ def test_size_and_filter_are_those_of_the_image_processor():
     assert (crop.size, crop.resample) == ((8, 10), Image.Resampling.NEAREST)
     free = CLIPImageProcessorPil(size={"shortest_edge": 20}, do_center_crop=False)
     with pytest.raises(UserError, match="give it a crop_size"):
-        build_augmentation("random_resized_crop", free)
-    assert build_augmentation("none", free) is None
+        build_augmentation(CorpusArguments(image_augmentation="random_resized_crop"), free)
+    assert build_augmentation(CorpusArguments(), free) is None
+
+
+@pytest.mark.parametrize("arguments", [DataArguments, CorpusArguments])
+def test_half_of_the_area_or_more_and_never_mirrored(arguments):
+    """As the DSI for pictures cuts them: of every part the area, and of a picture whose left is dark the left."""
+    crop = build_augmentation(
+        arguments(image_augmentation="random_resized_crop", random_crop_scale=[0.5, 1.0], random_flip=0.0), PROCESSOR
+    )
+    left, top, right, bottom = boxes(crop, 200, 200, 1000).T
+    w, h = right - left, bottom - top
+    assert ((w + 0.5) * (h + 0.5) >= 0.5 * 200 * 200).all() and (w * h).min() < 0.55 * 200 * 200
+    ramp = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (200, 1)))
+    for _ in range(20):
+        row = np.asarray(crop(ramp))[0, :, 0].astype(int)
+        assert (np.diff(row) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"random_crop_scale": [0.5, 1.0]}, "--random_crop_scale says how pictures are cut"),
+        ({"random_flip": 0.0}, "--random_flip says how pictures are cut"),
+        ({"image_augmentation": "random_resized_crop", "random_crop_scale": [0.5]}, "0.5: give two shares"),
+        ({"image_augmentation": "random_resized_crop", "random_crop_scale": [1.0, 0.5]}, "the smaller one first"),
+        ({"image_augmentation": "random_resized_crop", "random_crop_scale": [0.0, 0.5]}, "above 0"),
+        ({"image_augmentation": "random_resized_crop", "random_flip": 1.5}, "a share from 0 to 1"),
+    ],
+)
+def test_parts_that_cannot_be_cut_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        CorpusArguments(**fields)
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ class DualEncoderRows:
     def training(self) -> CaptionPairs | CaptionStream:
         """Captions beside their pictures, as rows or as a stream."""
         data, args, train = self.data, self.args, self.splits.train
-        augment = build_augmentation(data.image_augmentation, self.processor.image_processor)
+        augment = build_augmentation(data, self.processor.image_processor)
         if data.streaming:
             return CaptionStream.of(train, self.processor, data, args, augment)
         tokens = self.tokens(train)

@@ -108,7 +108,7 @@ class TextArguments:
     caption_prompt: str | None = argument("Written before a caption or question; for a new model 'question: '.")
     document_prompt: str = argument("Written before a document.", "document: ")
     clean_captions: bool | None = argument(
-        "Captions and questions in lower case and without punctuation; for a new model false."
+        'Captions and questions in lower case, with blanks for .!"()*#:;~ and other punctuation left; for a new model false.'
     )
     pseudo_queries_file: str | None = argument(
         "Text corpora: JSONL of document_id and question, written by a model, trained on beside the real questions."
@@ -129,15 +129,17 @@ class DSITrainingArguments(RunArguments, Seq2SeqTrainingArguments):
     )
     num_beams: int = argument("Beams of the search, and the longest ranking.", 10)
     max_memorised_samples: int = argument(
-        "At each evaluation, ask for the identifiers of this many pictures or documents themselves; 0: of none.", 1000
+        "At each evaluation, ask for the identifiers of this many pictures or documents themselves, spaced evenly; 0: of none, "
+        "-1: of all. eval_memorised is the share whose best beam is exactly their own identifier.",
+        1000,
     )
 
     def __post_init__(self):
         super().__post_init__()
         if self.num_beams < 1:
             raise ValueError(f"--num_beams {self.num_beams}: give 1 or more")
-        if self.max_memorised_samples < 0:
-            raise ValueError(f"--max_memorised_samples {self.max_memorised_samples}: give 0 or more")
+        if self.max_memorised_samples < -1:
+            raise ValueError(f"--max_memorised_samples {self.max_memorised_samples}: give 0 or more, or -1 for all")
 
 
 @dataclass
@@ -176,7 +178,9 @@ class ImageIndexingArguments:
     stop_when_memorised: float | None = argument(
         "Stop when this share of the pictures is brought to its own identifier, measured at each evaluation."
     )
-    clean_captions: bool = argument("Objective caption: in lower case and without punctuation.", False)
+    clean_captions: bool = argument(
+        'Objective caption: in lower case, with blanks for .!"()*#:;~ and other punctuation left.', False
+    )
     index_held_out_images: bool = argument(
         "Pictures whose captions are all held out are indexed too; false: they have an identifier but are never shown.",
         True,

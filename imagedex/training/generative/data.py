@@ -167,21 +167,23 @@ class GenerativeEvaluation:
 
 
 def evenly(total: int, at_most: int) -> list[int]:
-    """`at_most` of `total` rows, spaced evenly."""
-    return list(range(total)) if total <= at_most else [row * total // at_most for row in range(at_most)]
+    """`at_most` of `total` rows, spaced evenly; -1: all."""
+    return list(range(total)) if at_most < 0 or total <= at_most else [row * total // at_most for row in range(at_most)]
 
 
 def keep_vision_states(model, pictures, collator, args):
-    """The pictures' states, kept once, where the vision tower is frozen and pictures do not change; else the pictures."""
+    """The pictures' states, or their words where the codebook is fixed, kept once, where the vision tower is frozen and pictures
+    do not change; else the pictures."""
     if pictures.augment is not None or not model.vision_is_frozen:
         return pictures
     model.to(args.device).eval()
 
     def pool(batch):
-        return model.vision_states(batch["pixel_values"].to(args.device))
+        return model.kept_states(batch["pixel_values"].to(args.device))
 
     options = args.keep_dir, args.per_device_eval_batch_size, args.dataloader_num_workers
-    keeper = Keeper("image_states", model.vision_model, pool, collator, ["all states", *pictures.settings], *options)
+    settings = [*model.kept_settings(), *pictures.settings]
+    keeper = Keeper("image_states", model.vision_model, pool, collator, settings, *options)
     return keeper.keep(pictures, pictures.keys())
 
 
@@ -190,8 +192,8 @@ class DSICollator:
     """Rows -> a batch as the models take it, rows of text first, then rows of pictures.
 
     input_ids, attention_mask (texts, T); pixel_values (pictures, 3, height, width) or image_states (pictures, patches + 1,
-    width); labels (texts + pictures, L), -100 where padded; rows of text whose target is a picture stand last among the
-    texts, without labels, with target_pixel_values or target_image_states.
+    width), of a fixed codebook words (pictures, patches); labels (texts + pictures, L), -100 where padded; rows of text
+    whose target is a picture stand last among the texts, without labels, with target_pixel_values or target_image_states.
     """
 
     tokenizer: object

@@ -114,7 +114,8 @@ class ItemInputs:
         if not self.sees_pictures:
             return None
         batch, workers = self.args.per_device_eval_batch_size, self.args.dataloader_num_workers
-        batches = DataLoader(self.gallery, batch, collate_fn=self.collator, num_workers=workers)
+        # not the gallery, of which words alone may be kept, and those of a start that is not written yet
+        batches = DataLoader(self.seen(self.splits.gallery), batch, collate_fn=self.collator, num_workers=workers)
         return mean_vision_states(self.model, batches, self.args.device, not self.args.disable_tqdm)
 
     def reading(self, prompt: str = "", clean_text: bool = False) -> SentenceProcessor:
@@ -122,11 +123,15 @@ class ItemInputs:
         return SentenceProcessor(self.processor.tokenizer, prompt, clean_text, self.processor.max_text_length)
 
     def augmentation(self):
-        return build_augmentation(self.data.image_augmentation, self.image_processor) if self.sees_pictures else None
+        return build_augmentation(self.data, self.image_processor) if self.sees_pictures else None
+
+    def seen(self, rows, augment=None) -> Pictures:
+        """The pictures of these rows of a split."""
+        return Pictures(rows, self.image_processor, self.data.keep_pixels, self.num_proc, augment)
 
     def pictures(self, rows, augment=None):
         """The pictures of these rows of a split, or their states where these can be kept."""
-        pictures = Pictures(rows, self.image_processor, self.data.keep_pixels, self.num_proc, augment)
+        pictures = self.seen(rows, augment)
         return keep_vision_states(self.model, pictures, self.collator, self.args) if self.args.keep_states else pictures
 
 
@@ -181,7 +186,7 @@ class DSIRows:
         return share + ("" if indexing.indexing_strategy == "inputs2targets" else f", {indexing.indexing_strategy}")
 
     def evaluation(self, sentences: bool, items: bool, held_out_too: bool = True) -> GenerativeEvaluation:
-        """The held-out sentences, and at most `max_memorised_samples` of the items that training shows."""
+        """The held-out sentences, and at most `max_memorised_samples` (-1: all) of the items that training shows."""
         evaluation, row_of = GenerativeEvaluation(), self.identifiers.row
         if sentences:
             evaluation.sentences = asked = self.sentences(self.splits.evaluation)

@@ -15,6 +15,7 @@ from imagedex.evaluation.intervals import intervals
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_list, summarize_ranks
 from imagedex.modeling.constrained_decoding import rank_identifiers, sequence_log_probs
 from imagedex.modeling.identifiers import Identifiers
+from imagedex.training.generative.codebook_use import CodebookUse
 from imagedex.training.generative.data import GenerativeEvaluation
 from imagedex.training.trainer_parts import TowerTrainerMixin
 
@@ -58,6 +59,7 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
     def __init__(self, *args, identifiers: Identifiers | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.identifiers = identifiers
+        self.codebook_use = CodebookUse(self.model)
         self.model_accepts_loss_kwargs = False  # T5's own forward takes any keyword; its loss is a mean over this batch
 
     @classmethod
@@ -96,6 +98,12 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
             loss = loss + epsilon * (uniform_loss(outputs.logits, inputs) - label_loss(outputs.logits, inputs))
         return (loss, outputs) if return_outputs else loss
 
+    def log(self, logs, *args, **kwargs):
+        """As Trainer's; beside the training loss, how much of its codebook a CodebookT5 used since the last time."""
+        if "loss" in logs:
+            logs |= self.codebook_use.figures(True, self.accelerator)
+        super().log(logs, *args, **kwargs)
+
     @torch.no_grad()
     def answer(self, dataset, description: str) -> Answers:
         """Ranks identifiers for all rows, in their order, gathered from every process."""
@@ -122,7 +130,7 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **gen_kwargs):
         """Of the sentences: Hits@1/5/10, MRR, the loss (a token, in nats) and milliseconds a query (one process, batched), and
         when no training is under way the figures' intervals. Of the items themselves: `memorised`, Hits@1 of picture
-        (document) -> identifier. And how many there were."""
+        (document) -> identifier; of a CodebookT5 how much of its codebook their batches use. And how many there were."""
         started = time.time()
         evaluation: GenerativeEvaluation = self.eval_dataset if eval_dataset is None else eval_dataset
         metrics, asked = {}, 0
@@ -143,6 +151,7 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
                 "memorised": summarize_ranks(answers.ranks(evaluation.item_targets))["hits@1"],
                 "memorised_samples": len(answers.losses),
             }
+            metrics |= self.codebook_use.figures(False, self.accelerator)
             metrics.setdefault("loss", answers.loss)
             asked += len(answers.losses)
         if self.identifiers is not None:

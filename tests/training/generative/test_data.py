@@ -10,6 +10,7 @@ from imagedex.corpora.arguments import CorpusArguments
 from imagedex.corpora.indexed import IndexedSplits, load_indexed_splits
 from imagedex.errors import UserError
 from imagedex.modeling.processing_retrieval import SentenceProcessor, clean
+from imagedex.training.generative.arguments import DSITrainingArguments
 from imagedex.training.generative.caption_augmentation import CaptionAugmentationArguments
 from imagedex.training.generative.data import (
     DSICollator,
@@ -36,15 +37,33 @@ def split():
     return Dataset.from_dict({"image_id": list(CAPTIONS), "captions": list(CAPTIONS.values())})
 
 
-def test_clean():
-    assert clean("A red-haired Dog's  bone , isn't it ?") == "a redhaired dogs bone isnt it"
+@pytest.mark.parametrize(
+    ("caption", "cleaned"),
+    [
+        ("Two young guys with shaggy hair look at their hands .", "two young guys with shaggy hair look at their hands"),
+        ("a man/woman", "a man/woman"),
+        ("A red-haired Dog's  bone , isn't it ?", "a red-haired dog's bone , isn't it ?"),
+        ('The sign says "STOP!" (twice).', "the sign says stop twice"),
+        ("one:two;three~four*five#six", "one two three four five six"),
+        ("ends.Begins", "ends begins"),
+        ("3.5 metres & 50% [left] {right} a_b <c> $1 @d ^e |f \\g +h =i `j`",
+         "3 5 metres & 50% [left] {right} a_b <c> $1 @d ^e |f \\g +h =i `j`"),
+        ("  a dog \n", "a dog"),
+        ("a  dog\n\nruns", "a dog runs"),
+        ("...", ""),
+        ("\u00c9t\u00e9 \u2013 CAF\u00c9", "\u00e9t\u00e9 \u2013 caf\u00e9"),
+    ],
+)  # fmt: skip
+def test_captions_are_cleaned_as_blip_does(caption, cleaned):
+    """By its rules: lower case; a blank for each of .!"()*#:;~; white space of any length one blank; none at the ends."""
+    assert clean(caption) == cleaned
 
 
 @pytest.mark.parametrize("prompt", ["", "question: "])
 @pytest.mark.parametrize("cleans", [False, True])
 def test_sentences_are_prompt_and_caption_as_the_tokenizer_writes_them(split, tokenizer, prompt, cleans):
     rows = Sentences(split, LABELS, SentenceProcessor(tokenizer, prompt, cleans))
-    text = "a red dog running" if cleans else "A red dog, running."
+    text = "a red dog, running" if cleans else "A red dog, running."
     assert rows[0]["input_ids"] == tokenizer(prompt + text)["input_ids"]
     assert rows[0]["input_ids"][-1] == tokenizer.eos_token_id
     assert [row["labels"] for row in rows] == [[7, 1], [7, 1], [8, 9, 1]]
@@ -139,6 +158,10 @@ def test_without_items_a_mixture_is_the_sentences():
 def test_evenly():
     assert evenly(3, 10) == [0, 1, 2]
     assert evenly(10, 4) == [0, 2, 5, 7]
+    assert evenly(2000, -1) == list(range(2000))
+    assert DSITrainingArguments(output_dir="out", max_memorised_samples=-1, use_cpu=True).max_memorised_samples == -1
+    with pytest.raises(ValueError, match="-2: give 0 or more, or -1 for all"):
+        DSITrainingArguments(output_dir="out", max_memorised_samples=-2, use_cpu=True)
 
 
 def picture(value):

@@ -299,3 +299,8 @@ def test_it_does_not_depend_on_what_the_model_was():
     torch.testing.assert_close(
         F.normalize(embeddings[0], dim=1), F.normalize(embeddings[1], dim=1), atol=1e-4, rtol=1e-4
     )
+
+
+def test_pictures_become_words_of_this_start():
+    model, _, _ = start(corpus(), "codebook_t5")
+    assert torch.equal(model.codebook.words, model.shared.weight[: model.config.num_codebook_words])

@@ -74,7 +74,7 @@ def test_pretrained_parts_keep_their_weights_and_grow_by_the_identifiers(pretrai
     t5 = T5ForConditionalGeneration.from_pretrained(t5_folder).state_dict()
     vit = ViTModel.from_pretrained(vit_folder, add_pooling_layer=False).state_dict()
     found = model.state_dict()
-    torch.testing.assert_close(found["shared.weight"][: words + 2], t5["shared.weight"])
+    torch.testing.assert_close(found["shared.weight"][:words], t5["shared.weight"][:words])
     name = "decoder.block.0.layer.0.SelfAttention.q.weight"
     torch.testing.assert_close(found[name], t5[name])
     for name, value in vit.items():

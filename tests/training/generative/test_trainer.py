@@ -1,6 +1,7 @@
 """The generative trainer: figures against exhaustive scoring, what memorising a picture means, stopping, smoothing, saving."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -210,6 +211,63 @@ def test_what_is_memorised_is_the_pictures_themselves(tmp_path, kind):
     assert trainer.evaluate(others)["eval_memorised"] == 0.0
     followed = GenerativeEvaluation(items=others.items, item_targets=targets[shuffled])
     assert trainer.evaluate(followed)["eval_memorised"] == 1.0
+
+
+def test_how_much_of_the_codebook_is_used_is_logged(tmp_path):
+    """By hand, from what T5 read: exp of the entropy of its words, and how many different ones of all; means over batches."""
+    parts = model, tokenizer, identifiers = build(CodebookT5, quantization="learned")
+    labels, read = labels_of(identifiers), {True: [], False: []}
+    pictures = Items(Drawings(), NAMES, labels)
+    recall = GenerativeEvaluation(
+        sentences=text_rows(tokenizer, labels), targets=np.arange(len(NAMES)), items=pictures, item_targets=np.arange(8)
+    )
+    trainer = make_trainer(parts, tmp_path, pictures, recall, max_steps=5, logging_steps=2, learning_rate=1e-2,
+                           per_device_train_batch_size=3, per_device_eval_batch_size=5)  # fmt: skip
+
+    def note(module, inputs, output):
+        if getattr(output, "visual_token_ids", None) is not None and hasattr(output, "logits"):
+            words = [token for token in output.visual_token_ids.flatten().tolist() if token > 1]
+            shares = np.array(list(Counter(words).values())) / len(words)
+            read[module.training].append((np.exp(-(shares * np.log(shares)).sum()), len(set(words))))
+
+    model.register_forward_hook(note)
+    trainer.train()
+    total = model.config.num_codebook_words - len(model.config.codebook_special_token_ids)
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for batches, entry in zip((read[True][:2], read[True][2:4]), logged, strict=True):
+        assert entry["codebook_perplexity"] == pytest.approx(np.mean([one for one, _ in batches]), rel=1e-4)
+        assert entry["codebook_usage"] == pytest.approx(np.mean([count for _, count in batches]) / total, rel=1e-4)
+    metrics = trainer.evaluate()
+    assert len(read[False]) == 2
+    assert metrics["eval_codebook_perplexity"] == pytest.approx(np.mean([one for one, _ in read[False]]), rel=1e-4)
+    assert metrics["eval_codebook_usage"] == pytest.approx(
+        np.mean([count for _, count in read[False]]) / total, rel=1e-4
+    )
+    plain = make_trainer(build(T5ForConditionalGeneration), tmp_path, evaluation=None)
+    assert plain.codebook_use.figures(True, plain.accelerator) == {}
+
+
+@pytest.mark.parametrize("steps", [0, 12, 25])
+def test_what_is_memorised_is_the_exact_match_of_the_likeliest_identifier(tmp_path, steps):
+    """By hand: the log-probability of every identifier after every picture, one at a time."""
+    parts = model, _, identifiers = build(CodebookT5, "naive", visual_token_selection="even")
+    labels = labels_of(identifiers)
+    targets = np.array([identifiers.row(name) for name in NAMES])
+    recall = GenerativeEvaluation(items=Items(Drawings(), NAMES, labels), item_targets=targets)
+    trainer = make_trainer(parts, tmp_path, recall.items, recall, max_steps=max(1, steps), learning_rate=1e-2,
+                           lr_scheduler_type="constant", num_beams=8)  # fmt: skip
+    if steps:
+        trainer.train()
+    found, right = trainer.evaluate()["eval_memorised"], 0
+    for name, picture in zip(NAMES, Drawings(), strict=False):
+        scores = {}
+        for other in NAMES:
+            written = torch.tensor([labels[other]])
+            with torch.no_grad():
+                loss = model(pixel_values=picture["pixel_values"][None], labels=written).loss
+            scores[other] = -loss.item() * written.shape[1]
+        right += max(scores, key=scores.get) == name
+    assert found == right / len(NAMES)
 
 
 def test_stop_when_memorised_also_holds_for_a_run_that_is_started_again(tmp_path):

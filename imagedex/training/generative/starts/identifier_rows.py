@@ -8,8 +8,9 @@ sentences that this token stands for,
     row  ~  S^-1 (mean state over the token's sentences  -  mean state over all sentences that lead to this place)
 
 with S how much the states of one item's sentences differ from each other: linear discriminant analysis (Fisher, 1936), so that
-what says nothing of the item weighs little. Sentences which T5 reads alike then find the same items before the first step. Every
-row is as long as words' rows are. Nothing enters but the run's own training texts; and, for items that have none, their pictures.
+what says nothing of the item weighs little. What all states have in common is taken out of every row, for it would favour some
+items whatever is asked. Sentences which T5 reads alike then find the same items before the first step. Every row is as long as
+words' rows are. Nothing enters but the run's own training texts; and, for items that have none, their pictures.
 """
 
 import logging
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 SENTENCES_AN_ITEM = 8  # more do not make an item's mean better
 ROWS_AT_ONCE = 128
-SHRINKAGE = 0.05  # of S towards the same spread in all directions
+SHRINKAGE = 0.3  # of S towards the same spread in all directions
 RIDGE = 0.1  # of the map from pictures to rows, next to the pictures' mean variance
 
 
@@ -67,7 +68,9 @@ def start_rows(
             continue
         means, moment = item_states(model, tokenizer, flat, labels, place, progress)
         metric = discriminant(means, moment, flat)
+        common = F.normalize(means[spoken].mean(0), dim=0)
         rows = {token: row @ metric for token, row in token_rows(means, labels, place, new, spoken).items()}
+        rows = {token: row - (row @ common) * common for token, row in rows.items()}
         vectors = pictures() if pictures and len(spoken) < len(sentences) else None
         if vectors is not None:
             rows |= rows_from_pictures(rows, labels[:, place], new, torch.from_numpy(vectors))

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from imagedex.errors import UserError
 from imagedex.modeling.identifiers import Identifiers
+from imagedex.modeling.modeling_codebook_t5 import CodebookT5
 from imagedex.training.generative.starts.lexical_weights import lexical_factors
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ def start_from_texts(
     if places:
         length = embeddings[sorted(set().union(*places))].norm(dim=1).mean().item()
         announce(model, [start, *marks, end], length, NEXT * usual)
+    if isinstance(model, CodebookT5):
+        model.take_codebook()  # pictures become words of this start, not of the random one before it
     logger.info("starts as a search over the words of the training texts, in %d dimensions", config.d_model)
 
 
