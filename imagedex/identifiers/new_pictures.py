@@ -1,7 +1,10 @@
-"""Identifiers for pictures that a model was not trained on: the quantizer stays as it was, nothing is trained.
+"""Identifiers for pictures that a model was not trained on: nothing is trained.
 
-Their vectors must come from where those of the trained pictures came from. That is not taken on trust: trained pictures are
-encoded again, and most of them have to get the code that they have.
+semantic and rq: the quantizer stays as it was. Vectors must come from where those of the trained pictures came from. That is not
+taken on trust: trained pictures are encoded again, and most of them have to get the code that they have.
+
+atomic: a new picture gets a token, whose row is predicted from its vector as the trained pictures' rows can be from theirs
+(`picture_rows.py`). Any vectors may be taken; how well they predict the rows of trained pictures that are left out is said.
 """
 
 import logging
@@ -16,6 +19,7 @@ from imagedex.encoding.dual_encoder import DualEncoder, load_dual_encoder
 from imagedex.encoding.vectors import encode_images, encode_texts, picture_batches
 from imagedex.errors import UserError
 from imagedex.evaluation.baselines import mean_caption_vectors, words
+from imagedex.identifiers.picture_rows import predicted_rows
 from imagedex.identifiers.schemes import VECTOR_SCHEMES, extend_identifiers
 from imagedex.identifiers.vectors import mean_vision_states
 from imagedex.modeling.identifiers import Identifiers
@@ -24,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 VECTORS_FLAG = "identifier_vectors_from"
 MOST_CHECKED = 256  # trained pictures that are encoded again
+LEAST_PREDICTED = 0.05  # mean cosine between trained rows and what is predicted of them; chance is 0
 LEAST_AGREEMENT = 0.9  # share of them whose code must come out as it is; other encoders reach about 1 / codes
 
 
@@ -63,6 +68,8 @@ class NewPictures:
             UserError: a scheme that cannot grow, vectors that cannot be had, or that are of another encoder.
         """
         identifiers = parts.identifiers
+        if identifiers.scheme == "atomic":
+            return self.with_predicted_rows(parts, missing)
         if identifiers.scheme not in VECTOR_SCHEMES:
             return extend_identifiers(identifiers, missing, None, parts.processor.tokenizer)  # says why it cannot
         encode, encoder = self.picture_encoder(parts)
@@ -75,6 +82,54 @@ class NewPictures:
             len(missing), identifiers.scheme, len(identifiers), parts.name,
         )  # fmt: skip
         return extended
+
+    @torch.no_grad()
+    def with_predicted_rows(self, parts: Indexed, missing: Sequence[str]) -> Identifiers:
+        """Atomic identifiers of the missing pictures; the model and its tokenizer grow by their tokens. Raises `UserError`."""
+        identifiers, model, tokenizer = parts.identifiers, parts.model, parts.processor.tokenizer
+        encode, encoder = self.any_encoder(parts)
+        there = set(self.gallery["image_id"])
+        known = [name for name in identifiers.image_ids if name in there]
+        vectors = encode(self.rows(known))
+        by_captions = self.vectors_of == "captions"
+        new_vectors = self.caption_vectors(encoder, missing) if by_captions else encode(self.rows(missing))
+        old = torch.tensor([identifiers.sequence(name)[0] for name in known])
+        extended = extend_identifiers(identifiers, missing, None, tokenizer)
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        new = torch.tensor([extended.sequence(name)[0] for name in missing])
+        for weight in {id(part.weight): part.weight for part in (model.shared, model.get_output_embeddings())}.values():
+            try:
+                rows, agreement = predicted_rows(vectors, weight[old.to(weight.device)].float().cpu(), new_vectors)
+            except ValueError as error:
+                raise UserError(f"{parts.name} cannot be given new pictures: {error}") from None
+            if agreement < LEAST_PREDICTED:
+                raise UserError(
+                    f"{parts.name} cannot be given new pictures: what these vectors say of the trained pictures' tokens "
+                    f"agrees with them by {agreement:.2f} (0: not at all, 1: wholly); give another --{VECTORS_FLAG}, a folder "
+                    "of run_xmatching.py"
+                )
+            weight[new.to(weight.device)] = rows.to(weight)
+        logger.info(
+            "%d pictures have got tokens without training, beside the %d of %s: rows are predicted from vectors, which agree with "
+            "trained ones that are left out by %.2f",
+            len(missing), len(identifiers), parts.name, agreement,
+        )  # fmt: skip
+        return extended
+
+    def any_encoder(self, parts: Indexed):
+        """As `picture_encoder`, for identifiers that were made from no vectors: the XMatchingModel that is named, or the model's
+        own vision tower."""
+        if self.vectors_from:
+            return self.dual_encoder()
+        if not hasattr(parts.model, "vision_model"):
+            raise UserError(
+                f"{parts.name} reads no pictures, so new ones get their identifiers from an XMatchingModel: give its folder "
+                f"with --{VECTORS_FLAG}"
+            )
+        if self.vectors_of == "captions":
+            raise UserError(f"--new_image_vectors captions needs --{VECTORS_FLAG}")
+        return lambda rows: self.tower_vectors(parts, rows), None
 
     def picture_encoder(self, parts: Indexed):
         """(rows -> vectors (M, D), the dual encoder they come from or None). Raises `UserError`."""
@@ -99,7 +154,11 @@ class NewPictures:
                 f"{parts.name}: new pictures get identifiers from the vectors of the XMatchingModel that it was trained with; "
                 f"give its folder with --{VECTORS_FLAG}"
             )
-        encoder = load_dual_encoder(given, device=self.device, flag=VECTORS_FLAG)
+        return self.dual_encoder()
+
+    def dual_encoder(self):
+        """(rows -> vectors (M, D), the encoder) of the folder that is given."""
+        encoder = load_dual_encoder(self.vectors_from, device=self.device, flag=VECTORS_FLAG)
         options = (self.batch_size, self.device, self.num_workers, self.progress)
         return lambda rows: encode_images(encoder.model, encoder.image_processor, rows, *options).numpy(), encoder
 

@@ -86,44 +86,46 @@ def assign_identifiers(
 def extend_identifiers(identifiers: Identifiers, new_image_ids: Sequence[str], new_vectors, tokenizer) -> Identifiers:
     """The identifiers with new pictures behind the old ones, without training: the quantizer stays as it is.
 
-    A new picture gets the next free position of its leaf (semantic; a leaf may grow past its size) or the next free suffix
-    of its code (rq). No old identifier changes and no token is added. `source["first_pictures"]` says how many rows were
-    there when the quantizer was fitted, so that old and new can be told apart.
+    A new picture gets the next free position of its leaf (semantic; a leaf may grow past its size), the next free suffix of its
+    code (rq), or a token of its own (atomic), which the tokenizer gets and whose rows in the model are still to be made. No old
+    identifier changes. `source["first_pictures"]` says how many rows were there before, so that old and new can be told apart.
 
     Args:
-        new_vectors: (M, D) from the encoder that gave the first ones.
+        new_vectors: (M, D) from the encoder that gave the first ones; atomic needs none.
 
     Raises:
         IdentifierError: a scheme that cannot grow, a picture that is there already, vectors that do not fit, no suffix left,
             another tokenizer.
     """
     new_image_ids = list(new_image_ids)
-    if identifiers.scheme == "atomic":
-        raise IdentifierError(
-            "atomic identifiers cannot take new pictures: each is a token of its own, and a new one has no trained "
-            "embedding; train again, or use --identifier_scheme semantic or rq"
-        )
     if identifiers.scheme == "naive":
         raise IdentifierError(
             "naive identifiers cannot take new pictures: a random number says nothing about a picture that the model "
-            "could infer; train again, or use --identifier_scheme semantic or rq"
+            "could infer; train again with --identifier_scheme atomic, semantic or rq"
         )
-    if identifiers.quantizer is None:
+    if identifiers.scheme != "atomic" and identifiers.quantizer is None:
         raise IdentifierError(f"these {identifiers.scheme} identifiers were saved without their quantizer; train again")
     known = [image_id for image_id in new_image_ids if image_id in identifiers]
     if known:
         raise IdentifierError(f"{len(known)} of the new pictures have an identifier already, the first is {known[0]!r}")
-    vectors = _checked(new_vectors, len(new_image_ids), identifiers.quantizer.width)
+    if identifiers.scheme != "atomic":
+        vectors = _checked(new_vectors, len(new_image_ids), identifiers.quantizer.width)
     try:
         identifiers.check_tokenizer(tokenizer)
-        grow = _grow_semantic if identifiers.scheme == "semantic" else _grow_residual
-        old = [identifiers.sequence(image_id) for image_id in identifiers.image_ids]
+        old, tokens = [identifiers.sequence(image_id) for image_id in identifiers.image_ids], identifiers.new_tokens
+        if identifiers.scheme == "atomic":
+            first = len(identifiers)
+            added = add_tokens(tokenizer, [f"<image_{row}>" for row in range(first, first + len(new_image_ids))])
+            tokens, grown = tokens | added, [[token] for token in added.values()]
+        else:
+            grow = _grow_semantic if identifiers.scheme == "semantic" else _grow_residual
+            grown = grow(identifiers, old, vectors)
         return Identifiers.from_sequences(
             identifiers.scheme,
             identifiers.image_ids + new_image_ids,
-            old + grow(identifiers, old, vectors),
+            old + grown,
             identifiers.eos_token_id,
-            new_tokens=identifiers.new_tokens,
+            new_tokens=tokens,
             known_tokens=identifiers.known_tokens,
             quantizer=identifiers.quantizer,
             source={"first_pictures": len(identifiers)} | identifiers.source,

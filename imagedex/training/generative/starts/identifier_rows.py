@@ -21,6 +21,7 @@ import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from imagedex.identifiers.picture_rows import LEAST_KNOWN, predicted_rows
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.modeling.towers import evaluating
 
@@ -28,8 +29,7 @@ logger = logging.getLogger(__name__)
 
 SENTENCES_AN_ITEM = 8  # more do not make an item's mean better
 ROWS_AT_ONCE = 128
-SHRINKAGE = 0.3  # of S towards the same spread in all directions
-RIDGE = 0.1  # of the map from pictures to rows, next to the pictures' mean variance
+SHRINKAGE = 1.0  # of S towards the same spread in all directions
 
 
 @torch.no_grad()
@@ -166,23 +166,21 @@ def token_rows(means: torch.Tensor, labels: torch.Tensor, place: int, new: set[i
 
 
 def rows_from_pictures(rows: dict[int, torch.Tensor], tokens: torch.Tensor, new: set[int], vectors: torch.Tensor):
-    """Rows of the tokens that no sentence stands behind, by ridge regression from the pictures of those that have one.
+    """Rows of the tokens that no sentence stands behind, from the pictures; nothing where too few have one.
 
     Args: rows, of the tokens known; tokens (N,), of each item; vectors (N, D), of each item's picture.
     """
-    vectors = (vectors - vectors.mean(0)).double()
     known = [row for row, token in enumerate(tokens.tolist()) if token in rows]
     silent = {token: row for row, token in enumerate(tokens.tolist()) if token in new and token not in rows}
-    if not known or not silent:
+    if len(known) < LEAST_KNOWN or not silent:
         return {}
-    inputs, targets = (
-        vectors[known],
-        torch.stack([F.normalize(rows[int(tokens[row])], dim=0) for row in known]).double(),
-    )
-    gram = inputs.T @ inputs
-    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    weights = torch.linalg.solve(gram + ridge, inputs.T @ targets)
-    return {token: (vectors[row] @ weights).float() for token, row in silent.items()}
+    targets = F.normalize(torch.stack([rows[int(tokens[row])] for row in known]), dim=1)
+    predicted, agreement = predicted_rows(vectors[known], targets, vectors[list(silent.values())])
+    logger.info(
+        "%d items have no sentence: their rows start from their pictures (agreement on the others: %.2f)",
+        len(silent), agreement,
+    )  # fmt: skip
+    return dict(zip(silent, predicted, strict=True))
 
 
 def write_inputs(model, identifiers: Identifiers, flat: Sequence[tuple[dict, int]], words: torch.Tensor) -> None:
