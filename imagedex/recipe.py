@@ -18,7 +18,7 @@ TEXT_TOWER = ("text_model_name_or_path", "text_config", "t5_config", "t5_start")
 VISION_TOWER = ("vision_model_name_or_path", "vision_config")
 NO_STREAM = (
     "keep_pixels", "keep_states", "held_out_captions_per_image", "held_out_images", "compare_with_baselines",
-    "max_train_samples", "shuffle_every_epoch",
+    "max_train_samples", "max_images", "captions_per_image", "shuffle_every_epoch",
 )  # fmt: skip
 
 # An argument given on the command line -> what of a recipe gives way to it, since the scripts refuse the two together.
@@ -50,7 +50,16 @@ ALTERNATIVES = {
 # What is said of something that gives way goes with it.
 GOES_WITH = {
     "lora_rank": ("lora_alpha", "lora_dropout", "lora_target_modules"),
-    "dataset_name": ("dataset_config_name", "image_dir", "visual_genome_dir", "image_column", "caption_column"),
+    "dataset_name": (
+        "dataset_config_name",
+        "image_dir",
+        "visual_genome_dir",
+        "image_column",
+        "caption_column",
+        "max_images",
+        "captions_per_image",
+        "draw_seed",
+    ),
     "train_file": ("image_dir", "image_column", "caption_column"),
     "held_out_images": ("eval_gallery",),
     "image_augmentation": ("random_crop_scale", "random_flip"),

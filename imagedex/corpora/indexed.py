@@ -85,6 +85,11 @@ def load_picture_splits(data: CorpusArguments) -> IndexedSplits:
 
 
 def load_documents(data: CorpusArguments, pseudo_queries_file: str | None = None) -> IndexedSplits:
+    for name in ("max_images", "captions_per_image"):
+        if getattr(data, name) is not None:
+            raise UserError(
+                f"--{name} draws from the pictures of a corpus; --dataset_name {data.dataset_name} holds documents"
+            )
     corpus = load_text_corpus(
         data.dataset_name,
         pseudo_queries_file=pseudo_queries_file,

@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 
 from imagedex.corpora import shape_scenes
 from imagedex.corpora.arguments import NO_CORPUS, CorpusArguments
+from imagedex.corpora.drawn import draw_part
 from imagedex.corpora.forms import blip, flickr, hub, imagefolder, karpathy, lxmert
 from imagedex.corpora.paths import list_pictures, picture_at, require_folder
 from imagedex.corpora.schema import Corpus, FormContents, build_dataset, counted, listed, validate
@@ -244,6 +245,10 @@ def load_splits(data: CorpusArguments) -> RetrievalSplits:
         unreadable_images=data.unreadable_images,
         num_proc=data.preprocessing_num_workers,
     )
+    if data.max_images is not None or data.captions_per_image is not None:
+        part = draw_part(corpus.splits["train"], data.max_images, data.captions_per_image, data.draw_seed)
+        corpus.splits["train"] = part
+        logger.info("Drawn of it: %s", sizes({"train": part}, True)[0])
     return split_corpus(
         corpus,
         held_out_captions_per_image=data.held_out_captions_per_image,

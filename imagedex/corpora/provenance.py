@@ -12,8 +12,8 @@ from imagedex.files import RUN_RECORD
 QUERIES = "eval_queries.csv"  # in an output folder: the captions that its run held out, with the right pictures
 # What decides which captions a run has trained on; a path by its last part, since it may be written in several ways.
 SPLIT_FIELDS = (
-    "dataset_name", "dataset_config_name", "train_file", "validation_file", "held_out_captions_per_image",
-    "held_out_images", "split_seed",
+    "dataset_name", "dataset_config_name", "train_file", "validation_file", "max_images", "captions_per_image", "draw_seed",
+    "held_out_captions_per_image", "held_out_images", "split_seed",
 )  # fmt: skip
 
 Question = tuple[str, str]  # (sentence, image_id of the right picture)

@@ -111,8 +111,8 @@ class NewPictures:
                 )
             weight[new.to(weight.device)] = rows.to(weight)
         logger.info(
-            "%d pictures have got tokens without training, beside the %d of %s: rows are predicted from vectors, which agree with "
-            "trained ones that are left out by %.2f",
+            "%d pictures have got tokens without training, beside the %d of %s: rows are predicted from vectors, and those of "
+            "trained pictures that are left out agree with the trained ones by %.2f",
             len(missing), len(identifiers), parts.name, agreement,
         )  # fmt: skip
         return extended

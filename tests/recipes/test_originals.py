@@ -1,8 +1,8 @@
 """Recipes of the originals: their settings, their corpora, and that each starts, on towers and corpora made here."""
 
+import dataclasses
 import json
 import random
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,8 @@ from transformers import (
 import run_dsi
 import run_image_indexing
 import run_retrieval
+from imagedex.corpora.arguments import CorpusArguments
+from imagedex.corpora.load import load_splits
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.modeling.modeling_xmatching import XMatchingModel
 from imagedex.modeling.processing_retrieval import RetrievalProcessor
@@ -92,24 +94,19 @@ def towers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def flickr30k(tmp_path_factory):
-    """30 pictures with five captions each, laid out and written as Flickr30k is, and the corpus that the recipe's head makes."""
+    """30 pictures with five captions each, laid out as Flickr30k is and written as BLIP's train file; flags, and its rows."""
     root = tmp_path_factory.mktemp("flickr30k")
-    whole, small = root / "data" / "flickr30k", root / "data" / "flickr30k_10k"
-    (whole / "flickr30k_images").mkdir(parents=True)
-    draw, lines = random.Random(1), ["image_name| comment_number| comment"]
-    pairs = [(colour, place) for colour in COLOURS for place in PLACES]
-    for number, (colour, place) in enumerate(pairs):
+    images, small = root / "flickr30k" / "flickr30k_images", root / "flickr30k_10k"
+    images.mkdir(parents=True)
+    small.mkdir()
+    draw, rows = random.Random(1), []
+    for number, (colour, place) in enumerate((colour, place) for colour in COLOURS for place in PLACES):
         name = f"{1000 + number}.jpg"
-        Image.new("RGB", (40, 30), tuple(draw.randrange(256) for _ in range(3))).save(whole / "flickr30k_images" / name)
-        lines += [f"{name}| {i}| {text.format(colour, place)}" for i, text in enumerate(SENTENCES)]
-    (whole / "results.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    head = (RECIPES / "flickr30k" / "codebook_t5.yaml").read_text(encoding="utf-8").splitlines()
-    commands = [line.lstrip("# ") for line in head if line.startswith(("#   mkdir ", "#   head "))]
-    assert len(commands) == 2
-    # of 30 pictures take 20, where the head takes 10,000 of 31,783
-    script = " && ".join(commands).replace("head -n 50001", "head -n 101")
-    subprocess.run(["bash", "-ec", script], cwd=root, check=True)
-    return ["--dataset_name", small, "--image_dir", whole / "flickr30k_images"], pairs[:20]
+        Image.new("RGB", (40, 30), tuple(draw.randrange(256) for _ in range(3))).save(images / name)
+        captions = [text.format(colour, place) for text in SENTENCES]
+        rows += [{"image": f"flickr30k-images/{name}", "caption": caption, "image_id": name} for caption in captions]
+    (small / "flickr30k_train.json").write_text(json.dumps(rows))
+    return ["--dataset_name", small / "flickr30k_train.json", "--image_dir", images, "--max_images", 20], rows
 
 
 @pytest.fixture
@@ -132,12 +129,28 @@ def results_of(folder):
     return json.loads((folder / "eval_results.json").read_text())
 
 
-def test_the_corpus_that_the_recipe_s_head_makes(flickr30k):
-    (_, folder, *_), pairs = flickr30k
-    header, *rows = (folder / "results.csv").read_text().splitlines()
-    assert header == "image_name| comment_number| comment"
-    first = [f"{1000 + number}.jpg| 0| {SENTENCES[0].format(*pair)}" for number, pair in enumerate(pairs)]
-    assert rows == first  # of each of the first pictures its first caption
+@pytest.mark.parametrize("name", [name for name in ORIGINAL if name.startswith("flickr30k")])
+def test_pictures_and_captions_are_those_of_the_original(flickr30k, name):
+    """Against the loop of its create_flickr_data.py: rows shuffled with seed 313, of each new picture the caption met first."""
+    flags, rows = flickr30k
+    values, fields = recipe(name), {field.name for field in dataclasses.fields(CorpusArguments)}
+    given = {key.lstrip("-"): str(value) if isinstance(value, Path) else value
+             for key, value in zip(flags[::2], flags[1::2], strict=True)}  # fmt: skip
+    assert values["max_images"] == 10_000
+    splits = load_splits(CorpusArguments(**{key: values[key] for key in values.keys() & fields} | given))
+    random.seed(313)
+    order, chosen = list(range(len(rows))), {}
+    random.shuffle(order)
+    for place in order:
+        image = Path(rows[place]["image"]).name
+        if image not in chosen:
+            chosen[image] = rows[place]["caption"]
+            if len(chosen) == 20:
+                break
+    assert splits.gallery["image_id"][:] == list(chosen)
+    for part in (splits.train, splits.evaluation):
+        assert {(row["image_id"], *row["captions"]) for row in part.remove_columns("image")} <= set(chosen.items())
+    assert len(splits.train) + len(splits.evaluation) == 20
 
 
 def test_codebook_t5_starts(towers, flickr30k, quick, tmp_path):

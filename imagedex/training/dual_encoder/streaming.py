@@ -38,6 +38,8 @@ def check_streaming(data: DataArguments, args) -> None:
         "eval_gallery": data.eval_gallery == "held_out" and "held_out goes with --held_out_images",
         "compare_with_baselines": args.compare_with_baselines and "needs all training captions",
         "max_train_samples": data.max_train_samples and "counts the pictures of a corpus; name fewer shards",
+        "max_images": data.max_images and "draws from the whole corpus",
+        "captions_per_image": data.captions_per_image and "draws from the whole corpus",
         "shuffle_every_epoch": not args.shuffle_every_epoch and "false needs epochs, and a stream has none",
     }
     for name, reason in refused.items():
