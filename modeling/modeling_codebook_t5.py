@@ -216,11 +216,9 @@ class CodebookT5(PictureT5):
             if output.loss is not None:
                 output.loss = output.loss + quantizer_loss
         if ids is not None:
-            special = [self.config.pad_token_id, *torch.as_tensor(self.config.eos_token_id).flatten().tolist()]
-            words = ids[~torch.isin(ids, ids.new_tensor(special))]
-            total = self.config.num_codebook_words - len(self.config.codebook_special_token_ids)
+            words, special = self.config.num_codebook_words, self.config.codebook_special_token_ids
             output.visual_token_ids = ids
-            output.codebook_perplexity, output.codebook_usage = codebook_statistics(words, total)
+            output.codebook_perplexity, output.codebook_usage = codebook_statistics(ids, words, special)
         return output
 
 

@@ -195,7 +195,7 @@ def test_the_codebook_is_reported(tiny, picture_batch):
     model = tiny(quantization="learned").eval()
     output = model(**picture_batch, labels=LABELS)
     words = output.visual_token_ids[:, :-1]
-    perplexity, usage = codebook_statistics(words, 57)
+    perplexity, usage = codebook_statistics(output.visual_token_ids, 60, [0, 1, 2])
     assert torch.equal(output.codebook_perplexity, perplexity) and torch.equal(output.codebook_usage, usage)
     assert usage.item() == pytest.approx(len(set(words.flatten().tolist())) / 57)
     token_loss = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), LABELS.flatten())
