@@ -264,15 +264,9 @@ class CodebookT5(PictureT5):
             if output.loss is not None:
                 output.loss = output.loss + quantizer_loss
         if ids is not None:
-            eos = self.config.eos_token_id
-            is_word = ids != self.config.pad_token_id
-            for token in eos if isinstance(eos, list) else [eos]:
-                is_word &= ids != token
-            total = self.config.num_codebook_words - len(self.config.codebook_special_token_ids)
+            words, special = self.config.num_codebook_words, self.config.codebook_special_token_ids
             output.visual_token_ids = ids
-            output.codebook_perplexity, output.codebook_usage = codebook_statistics(
-                ids, is_word, self.config.vocab_size, total
-            )
+            output.codebook_perplexity, output.codebook_usage = codebook_statistics(ids, words, special)
         return output
 
 

@@ -8,6 +8,7 @@ rows come first and picture rows after them, in what is encoded, in the labels a
 from dataclasses import dataclass
 
 import torch
+from torch import distributed
 from torch.nn import functional as F
 from transformers import AutoConfig, PreTrainedConfig, T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
@@ -202,7 +203,19 @@ class PictureT5(RetrieveMixin, T5ForConditionalGeneration):
             use_cache=use_cache,
             **{**kwargs, "return_dict": True},
         )
-        return self.finished(PictureT5Output(**output, encoder_attention_mask=attention_mask), encoder_outputs)
+        output = self.finished(PictureT5Output(**output, encoder_attention_mask=attention_mask), encoder_outputs)
+        if output.loss is not None and self.training and distributed.is_available() and distributed.is_initialized():
+            output.loss = self.with_every_gradient(output.loss)
+        return output
+
+    def with_every_gradient(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss, a scalar, with 0 added from every trained parameter, under activation checkpointing: DDP then looks for
+        none without a gradient and fails, and a batch of sentences alone leaves the tower's, one of pictures alone may leave
+        the encoder's. (Parameters that FSDP2 has in parts need it not.)"""
+        if not self.is_activation_checkpointing:
+            return loss
+        trained = (p for p in self.parameters() if p.requires_grad and not hasattr(p, "full_tensor"))
+        return loss + 0 * sum(parameter.flatten()[0] for parameter in trained)
 
     def finished(self, output: PictureT5Output, encoder_outputs) -> PictureT5Output:
         """The output with what a subclass adds to the loss and reports."""

@@ -1,4 +1,7 @@
-"""Patch states become words: which patches are taken, which word each of them is, and the learned form of that choice."""
+"""Patch states become words: which patches are taken, which word each of them is, and the learned form of that choice.
+
+No size depends on what is in a tensor (but for `merged_positions`, whose rows are cut), so that torch.compile makes one graph.
+"""
 
 import math
 
@@ -21,6 +24,17 @@ def even_positions(patches: int, count: int, device=None) -> torch.Tensor:
     return ((torch.arange(count, device=device) + 0.5) * (patches / count)).long()
 
 
+def places_first(mask: torch.Tensor) -> torch.Tensor:
+    """(..., P) bool -> (..., P) int64: where it is true, in order, then where it is not."""
+    return (~mask).to(torch.uint8).argsort(dim=-1, stable=True)
+
+
+@torch.compiler.assume_constant_result
+def evaluation_draw(patches: int, count: int) -> list[int]:
+    """`count` of `patches` positions, always the same ones."""
+    return torch.randperm(patches, generator=torch.Generator().manual_seed(EVALUATION_DRAW))[:count].tolist()
+
+
 def random_positions(rows: int, patches: int, count: int, training: bool, device=None) -> torch.Tensor:
     """(rows, min(count, patches)) positions without repeats, in raster order, so that relative positions mean something.
 
@@ -30,8 +44,7 @@ def random_positions(rows: int, patches: int, count: int, training: bool, device
     if training:
         drawn = torch.rand(rows, patches, device=device).argsort(1)[:, :count]
     else:
-        drawn = torch.randperm(patches, generator=torch.Generator().manual_seed(EVALUATION_DRAW))[:count]
-        drawn = drawn.to(device).expand(rows, count)
+        drawn = torch.tensor(evaluation_draw(patches, count), device=device).expand(rows, count)
     return drawn.sort(1).values
 
 
@@ -45,7 +58,7 @@ def merged_positions(words: torch.Tensor, count: int) -> tuple[torch.Tensor, tor
     first = torch.ones_like(words, dtype=torch.bool)
     first[:, 1:] = words[:, 1:] != words[:, :-1]
     runs = first.sum(1, keepdim=True)  # (B, 1)
-    starts = (~first).to(torch.uint8).argsort(dim=1, stable=True)  # (B, P): where runs start, then all else
+    starts = places_first(first)  # (B, P)
     slots = torch.arange(min(count, patches), device=words.device)[None, :]
     spread = ((slots + 0.5) * runs / count).long()
     kept = slots < runs
@@ -70,29 +83,33 @@ def nearest_words(states: torch.Tensor, words: torch.Tensor, special: list[int])
         return torch.cat(nearest).view(states.shape[:-1])
 
 
-def codebook_statistics(ids: torch.Tensor, is_word: torch.Tensor, vocab_size: int, num_words: int):
-    """How much of the codebook is in use (VQ-VAE's perplexity). On a GPU nothing waits for it.
+def codebook_statistics(
+    visual_token_ids: torch.Tensor, num_tokens: int, special: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How much of the codebook is in use (VQ-VAE's perplexity).
 
-    Args: ids, token ids below `vocab_size`; is_word, bool of the same shape, false for padding and end-of-sequence;
-    num_words, how many words could be chosen.
-    Returns scalars: perplexity, exp of the entropy in nats, between 1 and `num_words`; the share of words used at least once.
+    Args: visual_token_ids, of any shape; what is not below num_tokens, or is in `special`, is no word and does not count.
+    Returns perplexity, exp of the entropy in nats, between 1 and the number of words; and the share of words used at least once.
     """
-    counts = torch.zeros(vocab_size, device=ids.device).scatter_add_(0, ids.flatten(), is_word.flatten().float())
-    shares = counts / counts.sum()
-    return (-torch.xlogy(shares, shares).sum()).exp(), (counts > 0).sum() / num_words
+    ids = visual_token_ids.flatten()
+    counts = torch.zeros(num_tokens, device=ids.device)
+    counts = counts.scatter_add(0, ids.clamp(max=num_tokens - 1), (ids < num_tokens).float())
+    counts[special] = 0
+    shares = counts / counts.sum().clamp(min=1)
+    return (-torch.xlogy(shares, shares).sum()).exp(), (counts > 0).sum() / (num_tokens - len(set(special)))
 
 
-def unused_codebook(cosines: torch.Tensor) -> torch.Tensor:
+def unused_codebook(cosines: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Nats of the codebook that are not in use: log W minus the information that a patch gives about its word. 0 to log W.
 
     H(word) - H(word | patch), each patch's words softly by softmax: small where every patch is sure of its word and all words
     are somebody's (the entropy penalty of MAGVIT-v2, 2310.05737, with a constant added).
 
-    Args: cosines (patches, W).
+    Args: cosines (patches, W); weights (patches,) of the patches in the means, 1 in all.
     """
     logs = (cosines / ENTROPY_TEMPERATURE).log_softmax(1)  # (patches, W)
-    of_a_patch = -(logs.exp() * logs).sum(1).mean()
-    shares = logs.exp().mean(0)
+    of_a_patch = -weights @ (logs.exp() * logs).sum(1)
+    shares = weights @ logs.exp()
     of_all = -(
         shares * shares.clamp(min=1e-12).log()
     ).sum()  # a share may be 0, and the logarithm's gradient must not be
@@ -175,17 +192,24 @@ class LearnedCodebook(nn.Module):
         back = self.word_projection.weight.detach().float()  # (projection_dim, word width)
         with torch.autocast(states.device.type, enabled=False):
             path = ((patches - patches.detach()) * length @ back).to(words.dtype)
-            loss = self.loss(patches[kept], vocabulary[ids][kept], vocabulary, special)
+            flat = (side.flatten(0, 1) for side in (patches, vocabulary[ids], kept))
+            loss = self.loss(*flat, vocabulary, special)
         return ids, path, loss
 
-    def loss(self, patches, chosen, vocabulary, special: list[int]) -> torch.Tensor:
-        """Unit vectors: patches and the words chosen for them (R, projection_dim), all words (W, projection_dim)."""
-        codebook = (patches.detach() - chosen).square().sum(-1).mean()
-        commitment = (patches - chosen.detach()).square().sum(-1).mean()
+    def loss(self, patches, chosen, kept, vocabulary, special: list[int]) -> torch.Tensor:
+        """Unit vectors: patches and the words chosen for them (R, projection_dim), all words (W, projection_dim); kept (R,)."""
+        weights = kept / kept.sum()
+        codebook = weights @ (patches.detach() - chosen).square().sum(-1)
+        commitment = weights @ (patches - chosen.detach()).square().sum(-1)
         loss = codebook + self.commitment_cost * commitment
         if self.entropy_weight:
-            seen = patches[even_positions(len(patches), ENTROPY_PATCHES, patches.device)]
+            # Of the patches that count `even_positions`, all of them where they are fewer.
+            slots, count = torch.arange(min(len(patches), ENTROPY_PATCHES), device=kept.device), kept.sum()
+            spread = ((slots + 0.5) * (count / ENTROPY_PATCHES)).long()
+            seen = places_first(kept)[torch.where(count > ENTROPY_PATCHES, spread, slots)]
             is_word = torch.ones(len(vocabulary), dtype=torch.bool, device=vocabulary.device)
             is_word[special] = False
-            loss = loss + self.entropy_weight * unused_codebook(seen @ vocabulary[is_word].T)
+            words = vocabulary[places_first(is_word)[: len(vocabulary) - len(set(special))]]
+            weights = kept[seen] / kept[seen].sum()
+            loss = loss + self.entropy_weight * unused_codebook(patches[seen] @ words.T, weights)
         return loss

@@ -225,6 +225,25 @@ def test_the_statistics_of_a_frozen_tower_stay(t5_fields, picture_batch, kind, f
     assert moved(model, picture_batch) == {f"{norms[-1]}.{part}" for part in parts}
 
 
+COMPILED = [  # kind, selection of patches, quantization, in training
+    ("codebook_t5", "random", "fixed", True),
+    ("codebook_t5", "random", "learned", False),
+    ("codebook_t5", "even", "learned", True),
+    ("vision_grounded_t5", None, None, True),
+]
+
+
+@pytest.mark.parametrize(("kind", "selection", "quantization", "training"), COMPILED)
+def test_torch_compile_makes_one_graph_of_the_forward_pass(
+    tiny_picture_t5, picture_batch, kind, selection, quantization, training
+):
+    fields = {"visual_token_selection": selection, "quantization": quantization} if selection else {}
+    model = tiny_picture_t5(kind, t5={"num_layers": 1}, vit={"num_hidden_layers": 1}, **fields).train(training)
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(model)(**picture_batch, labels=LABELS)
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
 @both
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_a_t5_checkpoint_loads_into_it(tmp_path, picture_batch, t5_fields, vit_fields, model_class, version):

@@ -84,13 +84,14 @@ def test_merged_positions_against_groupby(count):
 
 
 def test_codebook_statistics_by_hand():
-    ids = torch.tensor([[3, 3, 1, 0], [5, 7, 9, 1]])
-    is_word = torch.tensor([[True, True, False, False], [True, True, False, False]])
-    perplexity, usage = codebook_statistics(ids, is_word, vocab_size=12, num_words=10)
+    """Ten words; end-of-sequence and padding, and a token that was added later, do not count."""
+    ids = torch.tensor([[3, 3, 1, 0], [5, 7, 1, 13]])
+    perplexity, usage = codebook_statistics(ids, num_tokens=13, special=[0, 1, 2])
     assert perplexity.item() == pytest.approx(math.exp(0.5 * math.log(2) + 2 * 0.25 * math.log(4)))
     assert usage.item() == pytest.approx(0.3)
-    same = torch.tensor([4, 4, 4])
-    assert codebook_statistics(same, same > 0, 12, 10)[0].item() == pytest.approx(1.0)
+    assert codebook_statistics(torch.tensor([4, 4, 4]), 13, [0, 1, 2])[0].item() == pytest.approx(1.0)
+    perplexity, usage = codebook_statistics(torch.tensor([1, 0]), 13, [0, 1, 2])  # no word at all
+    assert (perplexity.item(), usage.item()) == (1.0, 0.0)
 
 
 @pytest.fixture
@@ -120,20 +121,32 @@ def test_the_learned_choice_and_its_loss_by_hand(learned):
 def test_unused_codebook_by_hand():
     """Four words. Sure patches on all of them: 0. All on one word, or all unsure: log 4. On two words: log 4 - log 2."""
     sure = 2 * torch.eye(4) - 1
-    assert unused_codebook(sure).item() == pytest.approx(0.0, abs=1e-5)
-    assert unused_codebook(sure[[2, 2, 2]]).item() == pytest.approx(math.log(4), abs=1e-5)
-    assert unused_codebook(sure[[0, 1, 1, 0]]).item() == pytest.approx(math.log(2), abs=1e-5)
-    assert unused_codebook(torch.zeros(3, 4)).item() == pytest.approx(math.log(4), abs=1e-5)
+
+    def unused(cosines):
+        return unused_codebook(cosines, torch.full((len(cosines),), 1 / len(cosines)))
+
+    assert unused(sure).item() == pytest.approx(0.0, abs=1e-5)
+    assert unused(sure[[2, 2, 2]]).item() == pytest.approx(math.log(4), abs=1e-5)
+    assert unused(sure[[0, 1, 1, 0]]).item() == pytest.approx(math.log(2), abs=1e-5)
+    assert unused(torch.zeros(3, 4)).item() == pytest.approx(math.log(4), abs=1e-5)
+    weights = torch.tensor([0.5, 0.5, 0.0])  # the third patch does not count
+    assert unused_codebook(sure[[0, 1, 2]], weights).item() == pytest.approx(math.log(2), abs=1e-5)
 
 
-def test_the_entropy_penalty_is_added_and_moves_both_projections(learned):
+@pytest.mark.parametrize("looked_at", [1024, 3, 2])
+def test_the_entropy_penalty_is_added_and_moves_both_projections(learned, monkeypatch, looked_at):
+    """Of the four patches that count, `looked_at` in the middles of equal stretches."""
+    monkeypatch.setattr("imagedex.modeling.visual_codebook.ENTROPY_PATCHES", looked_at)
     codebook, states, words, kept = learned
     without = codebook(states, words, [0, 1], kept)[2]
     codebook.entropy_weight = 0.5
     patches = torch.nn.functional.normalize(codebook.vision_projection(states[kept]), dim=-1)
+    patches = patches[{1024: [0, 1, 2, 3], 3: [0, 2, 3], 2: [1, 3]}[looked_at]]
     cosines = patches @ torch.nn.functional.normalize(codebook.word_projection(words[2:]), dim=-1).T
     loss = codebook(states, words, [0, 1], kept)[2]
-    torch.testing.assert_close(loss, without + 0.5 * unused_codebook(cosines))
+    torch.testing.assert_close(
+        loss, without + 0.5 * unused_codebook(cosines, torch.full((len(cosines),), 1 / len(cosines)))
+    )
     codebook.zero_grad()
     (loss - without).backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in codebook.parameters())
