@@ -6,7 +6,6 @@ import os
 import shutil
 
 import pytest
-import torch
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 import run_dsi
@@ -15,7 +14,6 @@ import run_xmatching
 from imagedex import command_line
 from imagedex.errors import UserError
 from imagedex.modeling.identifiers import Identifiers
-from imagedex.modeling.modeling_codebook_t5 import CodebookT5
 from imagedex.modeling.processing_retrieval import SentenceProcessor
 
 T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
@@ -106,36 +104,6 @@ def test_train_evaluate_save_and_go_on(launch, arguments, tmp_path):
         assert ranking["scores"] == sorted(ranking["scores"], reverse=True)
     hits = [row["image"] == ranking["images"][0] for ranking, row in zip(rankings, asked, strict=True)]
     assert sum(hits) / len(hits) == pytest.approx(results["eval_hits@1"])
-
-
-def test_a_run_that_was_stopped_ends_where_an_unbroken_one_does(arguments, tmp_path, monkeypatch):
-    """With a vision tower that learns (its weights must come back too), dropout, random patches and augmented captions."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    more = [
-        "--quantization",
-        "learned",
-        "--freeze_vision_tower",
-        "false",
-        "--identifier_scheme",
-        "rq",
-        "--save_total_limit",
-        5,
-    ]
-    more += ["--caption_word_dropout", 0.2, "--caption_mixing", 0.5, "--indexing_ratio", 0.7]
-    run(run_dsi, arguments, *more)
-    expected = CodebookT5.from_pretrained(tmp_path / "out").state_dict()
-    checkpoints = sorted((path for path in os.listdir(tmp_path / "out") if path.startswith("checkpoint-")), key=len)
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    first = min(checkpoints, key=lambda name: int(name.split("-")[1]))
-    shutil.copytree(tmp_path / "out" / first, broken / first)
-    shutil.copy(tmp_path / "out" / "run_arguments.json", broken)
-    run(run_dsi, arguments, *more, "--output_dir", broken)
-    found = CodebookT5.from_pretrained(broken).state_dict()
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, msg=name)
-    assert (broken / "identifiers.json").read_bytes() == (tmp_path / "out" / "identifiers.json").read_bytes()
 
 
 def test_with_nothing_held_out_evaluation_is_off_whatever_the_recipe_says(arguments, tmp_path, monkeypatch, capfd):

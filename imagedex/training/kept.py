@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from imagedex.encoding.store import ROWS_PER_SHARD, Store, StoredRows, check_room, key_of, weights_fingerprint
 from imagedex.errors import UserError
+from imagedex.training.draws import drawing_from
 
 logger = logging.getLogger(__name__)
 
@@ -142,12 +143,8 @@ class View(torch.utils.data.Dataset):
         self.rows, self.keys, self.view = rows, keys, view
 
     def __getitem__(self, row: int) -> dict:
-        state = torch.get_rng_state()
-        torch.default_generator.manual_seed(int.from_bytes(self.keys[row].tobytes()[:8], "little") >> 1)
-        try:
+        with drawing_from(int.from_bytes(self.keys[row].tobytes()[:8], "little") >> 1):
             return self.rows[row]
-        finally:
-            torch.set_rng_state(state)
 
 
 def view_keys(keys: np.ndarray, view: int) -> np.ndarray:

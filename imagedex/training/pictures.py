@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, Value
 
-from imagedex.encoding.store import picture_keys
+from imagedex.encoding.store import picture_keys, without_origin
 from imagedex.errors import UserError
 from imagedex.modeling.picture_reading import read_cut_pictures, read_pictures
 
@@ -65,7 +65,7 @@ class Pictures(torch.utils.data.Dataset):
     @property
     def settings(self) -> list:
         """What decides, beside the picture, which numbers the model gets; JSON values."""
-        return [self.image_processor.to_dict(), repr(self.augment)]
+        return [without_origin(self.image_processor.to_dict()), repr(self.augment)]
 
     def __len__(self):
         return len(self.rows)

@@ -10,15 +10,14 @@ from pathlib import Path
 import transformers
 from transformers import Trainer, TrainerState, TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME
 
 from imagedex.errors import UserError
 from imagedex.evaluation.exact import split_folds
 from imagedex.files import RUN_RECORD, check_output_dir, write_atomically
 from imagedex.hub import check_push
-from imagedex.modeling.caption_bank import CaptionBank
-from imagedex.training.trainer_parts import load_weights
+from imagedex.training.trainer_parts import has_weights
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +78,12 @@ class Run:
         self.finished = left if self.complete and args.do_train and not args.push_to_hub else None
         self.trained = args.do_train and not self._names_checkpoint() and is_trained(self.folder)
         self.checkpoint = str(self.folder) if self.trained else self._checkpoint()
+        if args.keep_states and self.checkpoint and not has_weights(self.checkpoint):
+            raise UserError(
+                f"--keep_states: {self.checkpoint} holds no whole model, whose states could be kept before the training. Save "
+                "whole ones (FULL_STATE_DICT of FSDP, stage3_gather_16bit_weights_on_model_save of DeepSpeed), or leave "
+                "--keep_states out"
+            )
         set_seed(args.seed)
 
     def _names_checkpoint(self) -> bool:
@@ -91,7 +96,7 @@ class Run:
             if not os.path.isdir(given):
                 raise UserError(f"--resume_from_checkpoint {given}: there is no such folder")
             return given
-        found = get_last_checkpoint(str(self.folder)) if self.folder.is_dir() else None
+        found = last_checkpoint(self.folder)
         if given and not found:
             raise UserError(f"--resume_from_checkpoint: {self.folder} holds no checkpoint")
         if found:
@@ -109,9 +114,6 @@ class Run:
             )
         if self.trained:
             logger.info("the training of %s is over; only what is missing is done", self.folder)
-            load_weights(trainer.model, self.folder)
-            if hasattr(trainer.model, "caption_bank"):
-                trainer.model.caption_bank = CaptionBank.from_pretrained(self.folder)
             trainer.state = TrainerState.load_from_json(str(self.folder / STATE))
             if set(self.lacking) - AFTERWARDS:
                 trainer.save_model(_internal_call=True)
@@ -149,14 +151,27 @@ def read_json(path: Path):
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end."""
+    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        if has_state(path):
+            return str(path)
+        logger.warning("%s was not written to its end; it is left out", path)
+    return None
+
+
+def has_state(folder: Path) -> bool:
+    """Whether a checkpoint, or a model that is trained, is all there: its state is written last."""
+    try:
+        return read_json(folder / STATE) is not None
+    except ValueError:  # cut off while it was written
+        return False
+
+
 def is_trained(folder: Path) -> bool:
     """Whether a training ended here: `carry_out` saves the model first and the state after it."""
-    weights = any((folder / name).exists() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
-    try:
-        ended = read_json(folder / STATE) is not None
-    except ValueError:  # cut off while it was written
-        ended = False
-    return weights and (folder / CONFIG_NAME).exists() and ended
+    return has_weights(folder) and (folder / CONFIG_NAME).exists() and has_state(folder)
 
 
 def check_trackers(args: TrainingArguments) -> None:

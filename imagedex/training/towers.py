@@ -17,6 +17,7 @@ from imagedex.training.arguments import ModelArguments
 from imagedex.training.dual_encoder.arguments import XMatchingArguments
 from imagedex.training.image_processor import check_image_processor, output_size
 from imagedex.training.publishing import public_name
+from imagedex.training.trainer_parts import trained_model
 
 logger = logging.getLogger(__name__)
 
@@ -75,35 +76,42 @@ def check_timm(config, argument: str) -> None:
         raise UserError(f"--{argument} is a timm model, which needs timm and torchvision: pip install 'imagedex[timm]'")
 
 
-def build_model(model: ModelArguments, xmatching: XMatchingArguments, processor: RetrievalProcessor) -> XMatchingModel:
-    """The model in the processor's sizes. Raises `UserError` for a checkpoint of another kind or sizes that do not fit."""
+def build_model(
+    model: ModelArguments, xmatching: XMatchingArguments, processor: RetrievalProcessor, checkpoint: str | None = None
+) -> XMatchingModel:
+    """The model in the processor's sizes. Raises `UserError` for a checkpoint of another kind or sizes that do not fit.
+
+    Args: checkpoint, of a run that goes on; its model stands for what the arguments name, see `trained_model`.
+    """
+    trained = trained_model(checkpoint) or model.model_name_or_path
     fields = xmatching.config_fields()
     if xmatching.text_config:
         fields["freeze_text_tower"] = decide_freezing("text", xmatching.freeze_text_tower)
     if model.vision_config:
         fields["freeze_vision_tower"] = decide_freezing("vision", xmatching.freeze_vision_tower)
-    made = make_model(model, xmatching, processor, fields)
-    if model.config_name:
+    made = make_model(trained, model, xmatching, processor, fields)
+    if model.config_name and not trained:
         warn_of_random_towers(made.config)
     forget_folders(made.config)
     return made
 
 
 def make_model(
-    model: ModelArguments, xmatching: XMatchingArguments, processor: RetrievalProcessor, fields: dict
+    trained: str | None,
+    model: ModelArguments,
+    xmatching: XMatchingArguments,
+    processor: RetrievalProcessor,
+    fields: dict,
 ) -> XMatchingModel:
-    """Args: fields, of its config. Raises `UserError`, see `build_model`."""
+    """Args: trained, a whole model; fields, of its config. Raises `UserError`, see `build_model`."""
     hf_logging.set_verbosity_error()  # the load report lists heads that are new on purpose
     try:
-        name = model.model_name_or_path or model.config_name
-        if name:
-            if model.model_name_or_path:
-                fields.pop(
-                    "projection_dim", None
-                )  # a closed form may have chosen fewer directions than the recipe allows
-            config = XMatchingConfig.from_pretrained(name, **fields)
-            if model.model_name_or_path:
-                return XMatchingModel.from_pretrained(name, config=config)
+        if trained:
+            # a closed form may have chosen fewer directions than the recipe allows
+            fields.pop("projection_dim", None)
+            return XMatchingModel.from_pretrained(trained, config=XMatchingConfig.from_pretrained(trained, **fields))
+        if model.config_name:
+            config = XMatchingConfig.from_pretrained(model.config_name, **fields)
             for field, value in tokenizer_fields(processor.tokenizer).items():
                 setattr(config.text_config, field, value)
             return XMatchingModel(config)

@@ -1,11 +1,16 @@
 """What the trainers here do alike: a learning rate a tower, batches to evaluate on, and going on from where a run stopped."""
 
-from torch.utils.data import DataLoader
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 from transformers import PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from imagedex.training.adapters import has_adapters, load_adapters, merged_weights, save_adapters
+from imagedex.training.adapters import ADAPTERS, has_adapters, load_adapters, merged_weights, save_adapters
+from imagedex.training.draws import RowDraws
 from imagedex.training.logs import TrainingLog
 from imagedex.training.publishing import PublishingMixin
 
@@ -42,6 +47,12 @@ class TowerTrainerMixin(PublishingMixin):
         optimizer.param_groups[:] = groups
         return optimizer
 
+    def _get_dataloader(self, dataset, *args, is_training: bool = False, **kwargs):
+        """As Trainer; what is drawn for a training row belongs to seed, epoch and row."""
+        if is_training and not isinstance(dataset, IterableDataset):
+            dataset = RowDraws(dataset, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+        return super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+
     def evaluation_batches(self, rows, description: str):
         """(the model, in evaluation mode; this process's batches of `rows` in their order, behind a progress bar)."""
         loader = DataLoader(
@@ -49,6 +60,7 @@ class TowerTrainerMixin(PublishingMixin):
             batch_size=self.args.per_device_eval_batch_size,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
+            generator=torch.Generator(),  # an evaluation takes nothing from what training draws
         )
         loader = self.accelerator.prepare_data_loader(loader)
         hidden = self.args.disable_tqdm or not self.is_world_process_zero()
@@ -78,12 +90,41 @@ class TowerTrainerMixin(PublishingMixin):
             return super()._load_best_model()
         return load_weights(self.model, self.state.best_model_checkpoint)
 
-    def _run_epoch(self, *args, **kwargs):
-        """As Trainer, which would train one step more when a run that has ended is started again."""
+    def _run_epoch(self, *args, epoch: int, train_dataloader, **kwargs):
+        """As Trainer, which would train one step more when a run that has ended is started again, and, where it passes batches
+        by, tells neither the rows nor (with several processes) their order which epoch it is."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
-        if not self.control.should_training_stop:
-            super()._run_epoch(*args, **kwargs)
+        if self.control.should_training_stop:
+            return
+        for part in (train_dataloader.dataset, innermost_sampler(train_dataloader)):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+        super()._run_epoch(*args, epoch=epoch, train_dataloader=train_dataloader, **kwargs)
+
+
+def innermost_sampler(loader):
+    """What chooses the rows' order, below the batch samplers of accelerate."""
+    sampler = loader.batch_sampler
+    while hasattr(sampler, "batch_sampler"):
+        sampler = sampler.batch_sampler
+    return getattr(sampler, "sampler", None)
+
+
+def has_weights(folder: Path | str) -> bool:
+    """Whether `save_pretrained` wrote weights there; sharded trainings may leave others."""
+    return any(Path(folder, name).exists() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+
+
+def trained_model(checkpoint: str | None) -> str | None:
+    """The model that a run which goes on is built from, so that what it keeps and computes before its training is of that model.
+
+    None at the start, and where only the Trainer can read the weights: beside LoRA's the model has its products added, so what
+    rests comes from where it came from at the start; sharded ones need the processes that wrote them.
+    """
+    if checkpoint is None or Path(checkpoint, ADAPTERS).exists() or not has_weights(checkpoint):
+        return None
+    return checkpoint
 
 
 def load_weights(model, folder: str) -> None:

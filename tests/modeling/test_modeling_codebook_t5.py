@@ -9,6 +9,7 @@ from transformers import T5Config, T5ForConditionalGeneration, ViTModel
 
 from imagedex.configuration.configuration_codebook_t5 import CodebookT5Config
 from imagedex.modeling.modeling_codebook_t5 import CodebookT5
+from imagedex.modeling.visual_codebook import codebook_statistics
 from imagedex.training.tokenizer import train_tokenizer
 
 SELECTIONS = ["random", "even", "attention", "merge"]

@@ -204,10 +204,16 @@ class DualEncoderRows:
                     self.model, part.texts, part.pictures, self.collator, self.args, together=True
                 )
 
-    def start_heads(self, train: CaptionPairs | None) -> HeadStart | None:
-        """Puts heads in closed form into the model, where that is asked for. A run that goes on does it, too: its checkpoint has
-        the sizes that were chosen then, and the choice is the same."""
+    def start_heads(self, train: CaptionPairs | None, checkpoint: str | None, trained: bool) -> HeadStart | None:
+        """Puts heads in closed form into the model, where that is asked for. A run that goes on does it, too, since training must
+        not end below them; what it chose at its start lies in its checkpoint. None is needed once the training is over.
+
+        Args: checkpoint and trained, see `Run`.
+        """
         if self.args.head_start == "none" or train is None:
             return None
+        chosen = checkpoint and HeadStart.load(checkpoint)
+        if trained:
+            return chosen
         image_ids, strength = self.splits.train["image_id"][:], self.args.head_start_regularization
-        return start_heads(self.model, train, image_ids, self.args.head_start, strength)
+        return start_heads(self.model, train, image_ids, self.args.head_start, strength, chosen)

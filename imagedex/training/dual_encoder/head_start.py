@@ -14,9 +14,11 @@ regularisation and directions is judged on pictures that it was not fitted to, a
 """
 
 import itertools
+import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,10 +28,12 @@ from torch.nn import functional as F
 from imagedex.corpora.splits import hash_fraction
 from imagedex.errors import UserError
 from imagedex.evaluation.exact import ranks_by_blocks
+from imagedex.files import write_atomically
 from imagedex.training.kept import KeptStates
 
 logger = logging.getLogger(__name__)
 
+FILE = "head_start.json"  # beside a model: what was chosen
 FOLDS = 5
 CAPTIONS_AT_ONCE = 4096
 JUDGED_PICTURES = 500  # of each fold; the figure they give is compared, not reported
@@ -153,6 +157,15 @@ class HeadStart:
     captions: int
     tried: list[dict]
 
+    @classmethod
+    def load(cls, folder: Path | str) -> "HeadStart | None":
+        """What `save` wrote there; None where it has not."""
+        path = Path(folder, FILE)
+        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    def save(self, folder: Path | str) -> None:
+        write_atomically(Path(folder, FILE), json.dumps(asdict(self), indent=2) + "\n")
+
 
 class HeadFitter:
     """Fits heads of one kind ("cca" or "ridge") to a model's kept training states.
@@ -215,10 +228,12 @@ class HeadFitter:
         targets = np.array([place[owners[caption]] for caption in captions])
         return self.states(self.pairs.pictures, rows), self.states(self.pairs.texts, captions), targets
 
-    def fit(self, regularization: float | None = None) -> tuple[LinearHeads, HeadStart, float]:
+    def fit(
+        self, regularization: float | None = None, chosen: HeadStart | None = None
+    ) -> tuple[LinearHeads, HeadStart, float]:
         """(heads of all training pairs with the best settings, what was chosen, a fitting inverse temperature).
 
-        Args: regularization, of the pictures' side; None: chosen.
+        Args: regularization, of the pictures' side; None: chosen. chosen, what an earlier fit to the same pairs chose.
         """
         whole = sum(self.moments[1:], self.moments[0])
         folds = [
@@ -227,25 +242,27 @@ class HeadFitter:
         if not folds:
             raise UserError("--head_start needs more training pictures: settings are judged on some of them")
         spectra = {fold: Spectra(whole - self.moments[fold]) for fold in folds}
+        chosen = chosen or self.choose(spectra, regularization)
+        settings = chosen.regularization, chosen.text_regularization
+        fitted = [getattr(spectra[fold], self.kind)(*settings) for fold in folds]
+        heads = getattr(Spectra(whole), self.kind)(*settings)
+        return heads, chosen, self.logit_scale(fitted, folds, chosen.directions)
+
+    def choose(self, spectra: dict[int, Spectra], regularization: float | None) -> HeadStart:
+        """The settings that find pictures held out from the fits best. Args: spectra, of all pictures but those of a fold."""
         texts = TEXT_REGULARIZATIONS if self.kind == "cca" else (0.0,)
         wanted = REGULARIZATIONS if regularization is None else (regularization,)
         widths = sorted({max(1, self.most_directions // part) for part in ((1, 2, 4) if self.kind == "cca" else (1,))})
         tried = []
         for strength, text_strength in itertools.product(wanted, texts):
-            heads = {fold: getattr(spectra[fold], self.kind)(strength, text_strength) for fold in folds}
+            heads = {fold: getattr(own, self.kind)(strength, text_strength) for fold, own in spectra.items()}
             for width in widths:
-                mrr = float(np.mean([self.mrr(heads[fold], fold, width) for fold in folds]))
+                mrr = float(np.mean([self.mrr(own, fold, width) for fold, own in heads.items()]))
                 tried.append(
                     {"regularization": strength, "text_regularization": text_strength, "directions": width, "mrr": mrr}
                 )
-        best = preferred(tried)
-        settings = best["regularization"], best["text_regularization"]
-        scale = self.logit_scale(
-            [getattr(spectra[fold], self.kind)(*settings) for fold in folds], folds, best["directions"]
-        )
-        heads = getattr(Spectra(whole), self.kind)(*settings)
         counts = {"pictures": len(np.unique(self.pairs.image_rows)), "captions": len(self.pairs)}
-        return heads, HeadStart(self.kind, **best, **counts, tried=tried), scale
+        return HeadStart(self.kind, **preferred(tried), **counts, tried=tried)
 
     def mrr(self, heads: LinearHeads, fold: int, directions: int) -> float:
         pictures, texts, targets = self.judged[fold]
@@ -282,14 +299,24 @@ def reduce(moments: list[Moments]) -> None:
 
 
 @torch.no_grad()
-def start_heads(model, pairs, image_ids: Sequence[str], kind: str, regularization: float | None = None) -> HeadStart:
-    """Puts fitted heads into the model, as its ordinary linear heads, and says in the log what was chosen. Raises `UserError`."""
+def start_heads(
+    model,
+    pairs,
+    image_ids: Sequence[str],
+    kind: str,
+    regularization: float | None = None,
+    chosen: HeadStart | None = None,
+) -> HeadStart:
+    """Puts fitted heads into the model, as its ordinary linear heads, and says in the log what was chosen. Raises `UserError`.
+
+    Args: see `HeadFitter`.
+    """
     config = model.config
     if (config.text_head, config.vision_head) != ("linear", "linear"):
         raise UserError(f"--head_start {kind} makes linear heads: give --text_head linear and --vision_head linear")
     powers = config.text_head_power, config.vision_head_power
     fitter = HeadFitter(kind, pairs, image_ids, powers, config.projection_dim)
-    heads, chosen, scale = fitter.fit(regularization)
+    heads, chosen, scale = fitter.fit(regularization, chosen)
     config.projection_dim = chosen.directions
     some = np.arange(min(len(pairs), CAPTIONS_AT_ONCE))
     for head, side, mean, weight, rows in (

@@ -1,6 +1,5 @@
 """Training from a stream: what it cannot do, the rows it gives, the loader, and what it says at the end."""
 
-import hashlib
 import itertools
 import logging
 import os
@@ -16,6 +15,7 @@ from imagedex.corpora.arguments import DataArguments
 from imagedex.corpora.forms.shards import PictureStream, decode, open_stream, picture_number
 from imagedex.corpora.schema import counted
 from imagedex.errors import LocalUserError, UserError
+from imagedex.training.draws import drawing_from, number_of
 from imagedex.training.pictures import picture_inputs
 from imagedex.training.texts import warn_of_cut
 
@@ -213,7 +213,7 @@ class CaptionStream(IterableDataset):
         if passed:
             return {}
         self.left_out.counts[worker, 0] += 1
-        with drawing_from(self.seed, number, picture, row["caption"]):
+        with drawing_from(number_of(self.seed, number, picture, row["caption"])):
             pixels = picture_inputs(image, self.processor.image_processor, self.augment)
         return self.tokens(row["caption"], worker) | pixels | {"image_ids": picture}
 
@@ -266,26 +266,3 @@ class PassingCollator:
 
     def __call__(self, rows: list[dict]) -> dict:
         return self.collator(rows) if rows[0] else {}
-
-
-def number_of(*parts) -> int:
-    """63 bits of a hash of the parts."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
-class drawing_from:
-    """Within it torch's CPU generator draws from a seed made of `parts`, and goes on as before after it.
-
-    An augmentation so seeded does not depend on which worker draws it, nor on whether a run was stopped in between.
-    """
-
-    def __init__(self, *parts):
-        self.seed = number_of(*parts)
-
-    def __enter__(self):
-        self.state = torch.get_rng_state()
-        torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would reseed accelerators as well
-
-    def __exit__(self, *exception):
-        torch.set_rng_state(self.state)

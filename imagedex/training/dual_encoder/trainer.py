@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -27,8 +26,7 @@ from imagedex.training.trainer_parts import TowerTrainerMixin
 
 logger = logging.getLogger(__name__)
 
-HEAD_START = "head_start.json"  # what was chosen
-START_RESULTS = "start_results.json"  # and how good that is before any step
+START_RESULTS = "start_results.json"  # how good heads in closed form are before any step
 TOWERS = ("text_model.", "vision_model.")
 
 
@@ -64,12 +62,12 @@ class XMatchingTrainer(TowerTrainerMixin, Trainer):
 
     def train_from(self, *args, **kwargs):
         """Trains from heads in closed form: they are judged, too, and training must not end below them."""
-        self.write_beside(HEAD_START, asdict(self.head_start))
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if self.args.eval_strategy == "no" or self.eval_dataset is None or sharded:
             return super().train(*args, **kwargs)
         start = self.evaluate(metric_key_prefix="start")
-        self.write_beside(START_RESULTS, start)
+        if self.is_world_process_zero():
+            write_atomically(Path(self.args.output_dir, START_RESULTS), json.dumps(start, indent=2) + "\n")
         before = {name: value.clone() for name, value in self.model.state_dict().items() if not name.startswith(TOWERS)}
         result = super().train(*args, **kwargs)
         end = self.evaluate(metric_key_prefix="end")
@@ -84,10 +82,10 @@ class XMatchingTrainer(TowerTrainerMixin, Trainer):
                 )
         return result
 
-    def write_beside(self, name: str, content: dict) -> None:
-        """JSON, into the output folder."""
-        if self.is_world_process_zero():
-            write_atomically(Path(self.args.output_dir) / name, json.dumps(content, indent=2) + "\n")
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if self.head_start is not None and self.args.should_save:
+            self.head_start.save(output_dir or self.args.output_dir)
 
     def save_model(self, output_dir=None, _internal_call=False):
         """As Trainer; what is saved at the end, and not as a checkpoint on the way, gets its bank of training captions."""

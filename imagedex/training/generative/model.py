@@ -21,7 +21,7 @@ from imagedex.training.generative.rows import DSIRows, ItemInputs
 from imagedex.training.generative.starts.identifier_rows import start_rows
 from imagedex.training.generative.starts.lexical import start_from_texts
 from imagedex.training.image_processor import output_size
-from imagedex.training.processors import build_processor
+from imagedex.training.processors import build_processor, whole_model
 from imagedex.training.towers import (
     build_tower_config,
     decide_freezing,
@@ -29,6 +29,7 @@ from imagedex.training.towers import (
     tokenizer_fields,
     warn_of_random_towers,
 )
+from imagedex.training.trainer_parts import trained_model
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def build_parts(
     add tokens; then the embeddings grow to the tokenizer's new length; a lexical start fills them last.
 
     Args:
-        checkpoint: of the run that goes on.
+        checkpoint: of the run that goes on; processor, model and identifiers come from there.
         wanted: the identifiers asked for; None: no item gets one.
 
     Raises: `UserError`.
@@ -74,7 +75,7 @@ def build_parts(
         style |= {key: value for key, value in take_style(identifiers).items() if style[key] is None}
     processor = build_processor(
         model_args,
-        ("resume_from_checkpoint", checkpoint) if checkpoint else ("model_name_or_path", name),
+        whole_model(model_args, checkpoint),
         t5.text_model_name_or_path,
         data.image_size,
         splits.training_texts(),
@@ -82,7 +83,7 @@ def build_parts(
         with_pictures=kind in WITH_PICTURES,
         new_prompt=NEW_PROMPT,
     )
-    model = build_model(model_args, t5, kind, processor)
+    model = build_model(model_args, t5, kind, processor, checkpoint)
     items = ItemInputs(splits, model, processor, args, data, texts.document_prompt)
     if wanted is None:
         return Parts(processor, model, None, DSIRows(items, None))
@@ -116,14 +117,20 @@ def start_identifiers(items: ItemInputs, identifiers: Identifiers, wanted: Ident
     )
 
 
-def build_model(model: ModelArguments, t5: T5Arguments, kind: str, processor):
-    """The model in the sizes of the processor. Raises `UserError` for parts that do not fit each other."""
+def build_model(model: ModelArguments, t5: T5Arguments, kind: str, processor, checkpoint: str | None = None):
+    """The model in the sizes of the processor. Raises `UserError` for parts that do not fit each other.
+
+    Args: checkpoint, of a run that goes on; its model stands for what the arguments name, see `trained_model`.
+    """
+    trained = trained_model(checkpoint) or model.model_name_or_path
     fields = t5.config_fields()
     if model.vision_config:
         fields["freeze_vision_tower"] = freezing_of_new_tower(t5, kind)
-    made = make_model(model, t5, kind, processor, fields)
+    made = make_model(trained, model, t5, kind, processor, fields)
+    # for its card: what the run started from, and not the checkpoint that it goes on from
+    made.config._name_or_path = model.model_name_or_path or t5.text_model_name_or_path or ""
     if kind in WITH_PICTURES:
-        if model.config_name:
+        if model.config_name and not trained:
             warn_of_random_towers(made.config)
         forget_folders(made.config)
     return made
@@ -140,17 +147,16 @@ def freezing_of_new_tower(t5: T5Arguments, kind: str) -> bool:
     return decide_freezing("vision", t5.freeze_vision_tower)
 
 
-def make_model(model: ModelArguments, t5: T5Arguments, kind: str, processor, fields: dict):
-    """Args: fields, of its config. Raises `UserError`, see `build_model`."""
+def make_model(trained: str | None, model: ModelArguments, t5: T5Arguments, kind: str, processor, fields: dict):
+    """Args: trained, a whole model; fields, of its config. Raises `UserError`, see `build_model`."""
     model_class = GENERATIVE[kind]
     config_class = model_class.config_class
     tokenizer = processor.tokenizer
     sizes = tokenizer_fields(tokenizer) | {"decoder_start_token_id": tokenizer.pad_token_id}
     hf_logging.set_verbosity_error()  # the load report lists what is new on purpose
     try:
-        if model.model_name_or_path:
-            config = config_class.from_pretrained(model.model_name_or_path, **fields)
-            return model_class.from_pretrained(model.model_name_or_path, config=config)
+        if trained:
+            return model_class.from_pretrained(trained, config=config_class.from_pretrained(trained, **fields))
         if kind == "codebook_t5":
             fields |= CodebookT5Config.codebook_fields(tokenizer)
         if model.config_name:
