@@ -6,6 +6,7 @@ import os
 import shutil
 
 import pytest
+import torch
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 import run_dsi
@@ -14,6 +15,7 @@ import run_xmatching
 from imagedex import command_line
 from imagedex.errors import UserError
 from imagedex.modeling.identifiers import Identifiers
+from imagedex.modeling.modeling_codebook_t5 import CodebookT5
 from imagedex.modeling.processing_retrieval import SentenceProcessor
 
 T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
