@@ -89,14 +89,12 @@ def xmatching_vectors(
 def mean_vision_states(model, batches: Iterable[dict], device, progress: bool = False) -> np.ndarray:
     """(N, width) float32: the mean of the vision tower's states of each picture.
 
-    Args: batches, with `pixel_values` (B, 3, height, width), or `image_states` (B, patches, width) that were kept.
+    Args: batches, with `pixel_values` (B, 3, height, width).
     """
     model.to(device).eval()
     dtype, means = next(model.vision_model.parameters()).dtype, []
     for batch in tqdm(batches, desc="Vectors of pictures", disable=not progress, dynamic_ncols=True):
-        states = batch.get("image_states")
-        if states is None:
-            states = model.vision_states(batch["pixel_values"].to(device, dtype))
+        states = model.vision_states(batch["pixel_values"].to(device, dtype))
         means.append(states.mean(1).float().cpu())
     return torch.cat(means).numpy()
 

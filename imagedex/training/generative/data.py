@@ -164,7 +164,8 @@ def evenly(total: int, at_most: int) -> list[int]:
 
 
 def keep_vision_states(model, pictures, collator, args):
-    """The pictures' states, kept once, where the vision tower is frozen and pictures do not change; else the pictures."""
+    """The pictures' states, kept once, where the vision tower is frozen and pictures do not change; else the pictures. All
+    processes call this together: they share the work."""
     if pictures.augment is not None or not model.vision_is_frozen:
         return pictures
     model.to(args.device).eval()
@@ -174,7 +175,7 @@ def keep_vision_states(model, pictures, collator, args):
 
     options = args.keep_dir, args.per_device_eval_batch_size, args.dataloader_num_workers
     keeper = Keeper("image_states", model.vision_model, pool, collator, ["all states", *pictures.settings], *options)
-    return keeper.keep(pictures, pictures.keys())
+    return keeper.keep(pictures, pictures.keys(), together=True)
 
 
 @dataclass

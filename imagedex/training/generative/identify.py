@@ -111,5 +111,7 @@ class Assigner:
         logger.info("vectors for %s identifiers: %s", self.scheme, SOURCES[source])
         if source == "text":
             return latent_semantic_vectors(splits.item_texts(), seed=wanted.identifier_seed), {"vectors": "text"}
-        batches = DataLoader(items.gallery, size, collate_fn=items.collator, num_workers=workers)
+        # not `items.gallery`: states are kept by all processes together, and only this one is here
+        pictures = items.seen(splits.gallery)
+        batches = DataLoader(pictures, size, collate_fn=items.collator, num_workers=workers)
         return mean_vision_states(items.model, batches, args.device, progress), {"vectors": "vision"}

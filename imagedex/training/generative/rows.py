@@ -86,7 +86,8 @@ class ItemInputs:
         it."""
         if self.splits.documents:
             reader = self.reading(self.document_prompt)
-            return text_rows(self.splits.gallery, "text", reader, self.num_proc)
+            with self.args.main_process_first(desc="reading documents"):
+                return text_rows(self.splits.gallery, "text", reader, self.num_proc)
         return self.pictures(self.splits.gallery) if self.sees_pictures else None
 
     def reading(self, prompt: str = "", clean_text: bool = False) -> SentenceProcessor:
@@ -96,14 +97,22 @@ class ItemInputs:
     def augmentation(self):
         return build_augmentation(self.data.image_augmentation, self.image_processor) if self.sees_pictures else None
 
+    def seen(self, rows, augment=None) -> Pictures:
+        """The pictures of these rows of a split."""
+        return Pictures(rows, self.image_processor, self.data.keep_pixels, self.num_proc, augment)
+
     def pictures(self, rows, augment=None):
-        """The pictures of these rows of a split, or their states where these can be kept."""
-        pictures = Pictures(rows, self.image_processor, self.data.keep_pixels, self.num_proc, augment)
+        """As `seen`, or their states where these can be kept. All processes call this together."""
+        with self.args.main_process_first(desc="reading pictures"):
+            pictures = self.seen(rows, augment)
         return keep_vision_states(self.model, pictures, self.collator, self.args) if self.args.keep_states else pictures
 
 
 class DSIRows:
-    """Makes the datasets of a run: items have identifiers by now (None: of captioning, which needs none)."""
+    """Makes the datasets of a run: items have identifiers by now (None: of captioning, which needs none).
+
+    All processes make them together: the main one reads and tokenises first, and all share the work of what is kept.
+    """
 
     def __init__(self, items: ItemInputs, identifiers: Identifiers | None):
         self.items, self.splits, self.identifiers = items, items.splits, identifiers
@@ -130,7 +139,8 @@ class DSIRows:
         return directions
 
     def sentences(self, split, augmentation: CaptionAugmentationArguments | None = None) -> Sentences:
-        return Sentences(split, self.labels, self.items.processor, augmentation, self.items.num_proc)
+        with self.items.args.main_process_first(desc="tokenising"):
+            return Sentences(split, self.labels, self.items.processor, augmentation, self.items.num_proc)
 
     def training(
         self, indexing: IndexingArguments, ratio: float | None, augmentation: CaptionAugmentationArguments
@@ -170,7 +180,8 @@ class DSIRows:
         """Picture -> caption, of all captions of these rows; in training pictures are augmented as the arguments say."""
         augment = self.items.augmentation() if split is self.splits.train else None
         pictures = self.items.pictures(split, augment)
-        return Captioning(split, pictures, self.items.reading(clean_text=clean_text), self.items.num_proc)
+        with self.items.args.main_process_first(desc="tokenising"):
+            return Captioning(split, pictures, self.items.reading(clean_text=clean_text), self.items.num_proc)
 
     def captioning_evaluation(self, clean_text: bool = False) -> GenerativeEvaluation:
         return GenerativeEvaluation(sentences=self.captioning(self.splits.evaluation, clean_text))
