@@ -65,12 +65,11 @@ def main(argv=None, prog=None):
 
     # datasets.map -> batches
     train = evaluation = None
-    with args.main_process_first(desc="preprocessing"):
-        if args.do_train:
-            train = parts.rows.training(indexing_args, ratio, augmentation)
-        if splits.evaluation is not None:
-            recall = ratio != 0 or kind == "vision_grounded_t5"  # whose second step may forget the first
-            evaluation = parts.rows.evaluation(True, recall, indexing_args.index_held_out_images)
+    if args.do_train:
+        train = parts.rows.training(indexing_args, ratio, augmentation)
+    if splits.evaluation is not None:
+        recall = ratio != 0 or kind == "vision_grounded_t5"  # whose second step may forget the first
+        evaluation = parts.rows.evaluation(True, recall, indexing_args.index_held_out_images)
 
     facts = CardFacts.of(splits, data_args)
     mix = parts.rows.training_mix(indexing_args, ratio)

@@ -64,14 +64,13 @@ def main(argv=None, prog=None):
 
     # datasets.map -> batches
     train = evaluation = None
-    with args.main_process_first(desc="preprocessing"):
-        if captioning:
-            train = rows.captioning(splits.train, indexing_args.clean_captions) if args.do_train else None
-            if splits.evaluation is not None:
-                evaluation = rows.captioning_evaluation(indexing_args.clean_captions)
-        else:
-            train = rows.indexing("inputs2targets", indexing_args.index_held_out_images)[0] if args.do_train else None
-            evaluation = rows.evaluation(False, True, indexing_args.index_held_out_images)
+    if captioning:
+        train = rows.captioning(splits.train, indexing_args.clean_captions) if args.do_train else None
+        if splits.evaluation is not None:
+            evaluation = rows.captioning_evaluation(indexing_args.clean_captions)
+    else:
+        train = rows.indexing("inputs2targets", indexing_args.index_held_out_images)[0] if args.do_train else None
+        evaluation = rows.evaluation(False, True, indexing_args.index_held_out_images)
 
     facts = CardFacts.of(splits, data_args)
     card = {"facts": facts, "nouns": splits.nouns, "step": "captioning" if captioning else "indexing"}

@@ -1,6 +1,7 @@
 """run_dsi.py with two processes: what one process with the same global batch gives, metrics, identifiers and model."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def flags(flickr_folder, out, batch_size):
         "--do_predict", "--optim", "sgd", "--learning_rate", 0.05, "--num_train_epochs", 2, "--dataloader_drop_last", "true",
         "--per_device_train_batch_size", batch_size, "--per_device_eval_batch_size", 5, "--eval_strategy", "epoch",
         "--save_strategy", "epoch", "--load_best_model_at_end", "--metric_for_best_model", "mrr", "--logging_steps", 1,
-        "--report_to", "none", *(["--use_cpu"] if torch.accelerator.is_available() else []),
+        "--keep_states", "--keep_dir", f"{out}-kept", "--report_to", "none",
+        *(["--use_cpu"] if torch.accelerator.is_available() else []),
     ]  # fmt: skip
 
 
@@ -61,6 +63,9 @@ def test_two_processes_train_and_judge_as_one_does(launch, flickr_folder, tmp_pa
     for name, weight in weights.items():
         torch.testing.assert_close(found_weights[name], weight, atol=1e-4, rtol=1e-4, msg=name)
     one, two = ((tmp_path / out) for out in ("one", "two"))
+    shards = [sorted((tmp_path / f"{out}-kept").glob("image_states-*/shard-*")) for out in ("one", "two")]
+    assert [path.name for path in shards[0]] == [path.name for path in shards[1]] and shards[0]
+    assert [path.read_bytes() for path in shards[0]] == [path.read_bytes() for path in shards[1]]
     for name in ("identifiers.json", "identifiers.safetensors", "tokenizer.json"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
     rankings = [
@@ -68,3 +73,23 @@ def test_two_processes_train_and_judge_as_one_does(launch, flickr_folder, tmp_pa
     ]
     assert rankings[0] == rankings[1] and len(rankings[0]) == 12
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+
+
+@pytest.mark.slow
+def test_two_processes_that_stopped_within_an_epoch_end_where_unbroken_ones_do(launch, flickr_folder, tmp_path):
+    """Six steps an epoch; the checkpoint is of the second."""
+    drawn = ["--caption_word_dropout", 0.2, "--caption_mixing", 0.5, "--visual_token_selection", "random"]
+    steps = ["--max_steps", 9, "--save_strategy", "steps", "--save_steps", 8, "--load_best_model_at_end", "false"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for out in (whole, broken):
+        done = launch(
+            "run_dsi.py", *flags(flickr_folder, out, 6), *drawn, *steps, launcher=launcher("cpu_two_processes.yaml")
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        if out == whole:
+            broken.mkdir()
+            shutil.copytree(whole / "checkpoint-8", broken / "checkpoint-8")
+            shutil.copy(whole / "run_arguments.json", broken)
+    assert "going on from" in done.stdout
+    assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert what_a_run_left(broken)[:2] == what_a_run_left(whole)[:2]

@@ -36,7 +36,10 @@ class RowDraws(torch.utils.data.Dataset):
         ).share_memory_()  # workers that outlive an epoch see the next one
 
     def set_epoch(self, epoch: int) -> None:
+        """Before rows are asked for; rows that change from epoch to epoch are told, too."""
         self.epoch.fill_(epoch)
+        if hasattr(self.rows, "set_epoch"):
+            self.rows.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.rows)

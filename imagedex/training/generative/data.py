@@ -173,7 +173,7 @@ def evenly(total: int, at_most: int) -> list[int]:
 
 def keep_vision_states(model, pictures, collator, args):
     """The pictures' states, or their words where the codebook is fixed, kept once, where the vision tower is frozen and pictures
-    do not change; else the pictures."""
+    do not change; else the pictures. All processes call this together: they share the work."""
     if pictures.augment is not None or not model.vision_is_frozen:
         return pictures
     model.to(args.device).eval()
@@ -184,7 +184,7 @@ def keep_vision_states(model, pictures, collator, args):
     options = args.keep_dir, args.per_device_eval_batch_size, args.dataloader_num_workers
     settings = [*model.kept_settings(), *pictures.settings]
     keeper = Keeper("image_states", model.vision_model, pool, collator, settings, *options)
-    return keeper.keep(pictures, pictures.keys())
+    return keeper.keep(pictures, pictures.keys(), together=True)
 
 
 @dataclass

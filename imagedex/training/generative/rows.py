@@ -89,7 +89,8 @@ class ItemInputs:
         it."""
         if self.splits.documents:
             reader = self.reading(self.document_prompt)
-            return text_rows(self.splits.gallery, "text", reader, self.num_proc)
+            with self.args.main_process_first(desc="reading documents"):
+                return text_rows(self.splits.gallery, "text", reader, self.num_proc)
         return self.pictures(self.splits.gallery) if self.sees_pictures else None
 
     def known_sentences(self) -> list[list[dict]]:
@@ -114,7 +115,7 @@ class ItemInputs:
         if not self.sees_pictures:
             return None
         batch, workers = self.args.per_device_eval_batch_size, self.args.dataloader_num_workers
-        # not the gallery, of which words alone may be kept, and those of a start that is not written yet
+        # not the gallery: its states are kept by all processes together, as words where the codebook is fixed
         batches = DataLoader(self.seen(self.splits.gallery), batch, collate_fn=self.collator, num_workers=workers)
         return mean_vision_states(self.model, batches, self.args.device, not self.args.disable_tqdm)
 
@@ -130,13 +131,17 @@ class ItemInputs:
         return Pictures(rows, self.image_processor, self.data.keep_pixels, self.num_proc, augment)
 
     def pictures(self, rows, augment=None):
-        """The pictures of these rows of a split, or their states where these can be kept."""
-        pictures = self.seen(rows, augment)
+        """As `seen`, or their states where these can be kept. All processes call this together."""
+        with self.args.main_process_first(desc="reading pictures"):
+            pictures = self.seen(rows, augment)
         return keep_vision_states(self.model, pictures, self.collator, self.args) if self.args.keep_states else pictures
 
 
 class DSIRows:
-    """Makes the datasets of a run: items have identifiers by now (None: of captioning, which needs none)."""
+    """Makes the datasets of a run: items have identifiers by now (None: of captioning, which needs none).
+
+    All processes make them together: the main one reads and tokenises first, and all share the work of what is kept.
+    """
 
     def __init__(self, items: ItemInputs, identifiers: Identifiers | None):
         self.items, self.splits, self.identifiers = items, items.splits, identifiers
@@ -163,7 +168,8 @@ class DSIRows:
         return directions
 
     def sentences(self, split, augmentation: CaptionAugmentationArguments | None = None) -> Sentences:
-        return Sentences(split, self.labels, self.items.processor, augmentation, self.items.num_proc)
+        with self.items.args.main_process_first(desc="tokenising"):
+            return Sentences(split, self.labels, self.items.processor, augmentation, self.items.num_proc)
 
     def training(
         self, indexing: IndexingArguments, ratio: float | None, augmentation: CaptionAugmentationArguments
@@ -203,7 +209,8 @@ class DSIRows:
         """Picture -> caption, of all captions of these rows; in training pictures are augmented as the arguments say."""
         augment = self.items.augmentation() if split is self.splits.train else None
         pictures = self.items.pictures(split, augment)
-        return Captioning(split, pictures, self.items.reading(clean_text=clean_text), self.items.num_proc)
+        with self.items.args.main_process_first(desc="tokenising"):
+            return Captioning(split, pictures, self.items.reading(clean_text=clean_text), self.items.num_proc)
 
     def captioning_evaluation(self, clean_text: bool = False) -> GenerativeEvaluation:
         return GenerativeEvaluation(sentences=self.captioning(self.splits.evaluation, clean_text))

@@ -83,12 +83,6 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
             rates["vision_projection."] = self.args.vision_learning_rate
         return rates
 
-    def _run_epoch(self, *args, epoch, **kwargs):
-        """As Trainer, which does not tell the epoch to the rows where several processes share them."""
-        if hasattr(self.train_dataset, "set_epoch"):
-            self.train_dataset.set_epoch(epoch)
-        super()._run_epoch(*args, epoch=epoch, **kwargs)
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's loss; label smoothing is added to it (over the rows that have labels), so that no part of it is lost."""
         outputs = model(**inputs)
