@@ -60,11 +60,11 @@ def build(model_class, scheme="atomic", **fields):
     torch.manual_seed(0)
     if model_class is T5ForConditionalGeneration:
         return model_class(T5Config(**T5, vocab_size=len(tokenizer))), tokenizer, identifiers
+    if model_class is CodebookT5:
+        fields |= {"num_codebook_words": words}
     model = model_class.from_t5_vision_pretrained(
         t5_config=T5 | {"vocab_size": len(tokenizer)}, vision_config=ViTConfig(**VIT), **fields
     )
-    if model_class is CodebookT5:
-        model.config.num_codebook_words = words
     return model, tokenizer, identifiers
 
 
