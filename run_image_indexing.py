@@ -59,7 +59,8 @@ def main(argv=None, prog=None):
 
     # texts -> processor -> model -> identifiers
     wanted = None if captioning else identifier_args
-    parts = build_parts(kind, splits, life.checkpoint, args, data_args, model_args, t5_args, TextArguments(), wanted)
+    texts = TextArguments(caption_prompt=indexing_args.caption_prompt)
+    parts = build_parts(kind, splits, life.checkpoint, args, data_args, model_args, t5_args, texts, wanted)
     rows = parts.rows
 
     # datasets.map -> batches
