@@ -14,9 +14,16 @@ from imagedex.encoding.index import encode_gallery, open_index
 from imagedex.errors import UserError
 from imagedex.identifiers.new_pictures import VECTORS_FLAG, NewPictures
 from imagedex.modeling import GENERATIVE
+from imagedex.modeling.identifiers import Identifiers
 from imagedex.retrieval.arguments import GenerativeArguments, RetrievalArguments
 from imagedex.retrieval.comparison import model_labels
-from imagedex.retrieval.generative import GenerativeRetriever, load_generative, restricted, without_identifier
+from imagedex.retrieval.generative import (
+    GenerativeModel,
+    GenerativeRetriever,
+    load_generative,
+    restricted,
+    without_identifier,
+)
 from imagedex.retrieval.rerank import RerankedRetriever
 from imagedex.retrieval.retriever import Retriever, VectorRetriever
 
@@ -55,6 +62,15 @@ def check_kinds(names: Sequence[str], generative: GenerativeArguments) -> None:
         name = getattr(generative, flag)
         if name and (kind := read_model_type(name, flag)) in GENERATIVE:
             raise UserError(f"--{flag} {name} is a {kind} model; give an XMatchingModel or another dual encoder")
+
+
+def save_extended(parts: GenerativeModel, identifiers: Identifiers, folder: Path) -> None:
+    """The identifiers with those of new pictures, to be laid beside the model; where they have tokens of their own (atomic), the
+    whole model, which has grown by these."""
+    if identifiers.scheme == "atomic":
+        parts.model.save_pretrained(folder)
+        parts.processor.save_pretrained(folder)
+    identifiers.save_pretrained(folder)
 
 
 class Opener:
@@ -142,7 +158,7 @@ class Opener:
 
         def start() -> Retriever:
             if missing:
-                known.save_pretrained(folder)
+                save_extended(parts, known, folder)
             found = GenerativeRetriever(label, parts, searched, beams, self.args.batch_size, progress=True)
             return found if rerank is None else RerankedRetriever(found, rerank())
 

@@ -17,6 +17,7 @@ from imagedex.encoding.dual_encoder import load_dual_encoder
 from imagedex.encoding.vectors import encode_images, encode_texts
 from imagedex.errors import UserError
 from imagedex.evaluation.rankings import read_rankings
+from imagedex.identifiers import new_pictures
 from imagedex.modeling.constrained_decoding import score_identifiers
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.retrieval.gallery import read_gallery
@@ -209,6 +210,42 @@ def test_new_pictures_are_found_and_judged_apart(models, ask, tiny_xmatching, ga
     for name in ("identifiers.json", "identifiers.safetensors"):
         shutil.copy(out / name, grown)
     ask(grown, tmp_path / "again", "--num_beams", 23)
+    again = metrics_of(tmp_path / "again")
+    assert {name: again[name] for name in ("seen", "new")} == {name: metrics[name] for name in ("seen", "new")}
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["vectors of an XMatchingModel", "its own tower's"])
+def test_new_pictures_of_atomic_identifiers_get_tokens_and_the_grown_model_is_kept(
+    ask, save_generative, tiny_xmatching, gallery_ids, targets, tmp_path, monkeypatch, given
+):
+    monkeypatch.setattr(
+        new_pictures, "LEAST_PREDICTED", -1.0
+    )  # the rows of a model with random weights follow from nothing
+    folder = save_generative(tmp_path / "atomic", "codebook_t5", "atomic", gallery_ids[:18])
+    before = load_generative(str(folder))
+    flags = ["--add_new_images", "--num_beams", 23, *(["--identifier_vectors_from", tiny_xmatching] if given else [])]
+    shown = ask(folder, tmp_path / "out", *flags)
+    assert "5 pictures have got tokens without training, beside the 18" in shown
+    grown = load_generative(str(tmp_path / "out"))
+    assert grown.identifiers.added_image_ids == gallery_ids[18:]
+    old, new = (part.model.shared.weight for part in (before, grown))
+    torch.testing.assert_close(new[: len(old)], old, msg="nothing that was there changes")
+    tokens = [grown.identifiers.sequence(name)[0] for name in gallery_ids]
+    assert len(set(tokens)) == 23
+    rows = new[tokens].detach()
+    centre = rows[:18].mean(0)
+    usual = (rows[:18] - centre).norm(dim=1).mean()
+    torch.testing.assert_close(
+        (rows[18:] - centre).norm(dim=1), usual.expand(5), msg="as far from the mean as old rows"
+    )
+    ranks = []
+    for sentence, target in zip(SENTENCES, targets, strict=True):
+        inputs = grown.processor.tokenizer("question: " + sentence, return_tensors="pt")
+        scores = score_identifiers(grown.model, grown.identifiers, dict(inputs))[0]
+        ranks.append(1 + int((scores > scores[grown.identifiers.row(target)]).sum()))
+    metrics = metrics_of(tmp_path / "out")
+    assert metrics["mrr"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
+    ask(tmp_path / "out", tmp_path / "again", "--num_beams", 23)
     again = metrics_of(tmp_path / "again")
     assert {name: again[name] for name in ("seen", "new")} == {name: metrics[name] for name in ("seen", "new")}
 
