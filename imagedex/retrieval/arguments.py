@@ -71,11 +71,12 @@ class GenerativeArguments:
         "An XMatchingModel (or another dual encoder) that puts what the beams found in the order of its cosines."
     )
     add_new_images: bool = argument(
-        "Pictures of the gallery that have no identifier get one, without training (semantic and rq identifiers).",
+        "Pictures of the gallery that have no identifier get one, without training (not with naive identifiers).",
         False,
     )
     identifier_vectors_from: str | None = argument(
-        "add_new_images: folder of the XMatchingModel whose vectors the identifiers were made from."
+        "add_new_images: folder of the XMatchingModel whose vectors the identifiers were made from; with atomic identifiers any "
+        "XMatchingModel, or left out: the model's own vision tower."
     )
     new_image_vectors: Literal["images", "captions"] = argument(
         "add_new_images with identifier_vectors_from: what a new picture's vector is made from: the picture, or the mean of "

@@ -189,8 +189,8 @@ def without_identifier(
     if missing and not may_add:
         raise UserError(
             f"{shown} has identifiers of {len(identifiers)} {noun}, but {len(missing)} of the {len(image_ids)} in the gallery "
-            f"have none, the first is {missing[0]!r}; give the gallery it was trained on, train with these too, or, for "
-            "semantic and rq identifiers, add them with --add_new_images"
+            f"have none, the first is {missing[0]!r}; give the gallery it was trained on, train with these too, or add them "
+            "with --add_new_images"
         )
     return missing
 
