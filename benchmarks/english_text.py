@@ -1,5 +1,7 @@
 """English text for the stand-in T5: two dictionaries that Debian carries, as clean sentences.
 
+    python benchmarks/english_text.py | shuf -n 20
+
 WordNet's glosses are present-day English, and its examples are sentences; GCIDE (Webster of 1913 with additions) is ten times as
 much prose. A dictionary seldom tells who does what where, of which the text that real T5s have read is full; so sentences of that
 kind are composed from WordNet's words for things that can be seen. Nothing here comes from a caption of any picture.
@@ -179,3 +181,7 @@ def english(files: list[Path] | None) -> list[str]:
         return read_files(files)
     with tempfile.TemporaryDirectory() as folder:
         return fetch_dictionaries(Path(folder))
+
+
+if __name__ == "__main__":
+    print(*english(None), sep="\n")

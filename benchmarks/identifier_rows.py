@@ -1,0 +1,92 @@
+"""Where identifier rows start beside pretrained words: held-out captions found, with the same few epochs.
+
+    python benchmarks/identifier_rows.py --t5 T5 -- --dataset_name my_photos
+
+Each row is a real run of run_dsi.py from the pretrained T5 with atomic identifiers whose rows start in one of the ways of
+--identifier_rows, over all pictures or the first hundred, and of every other scheme. T5 alone reads captions; `--model_type` with
+its flags, after `--`, takes another model. Rows that a results file already holds are not run again.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from compare_losses import read, train_and_evaluate, write
+from gradient_cache_memory import hardware
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = ("hits@1", "hits@10", "mrr")
+FIGURES = (*BASE, "start_hits@1", "start_hits@10")
+COLUMNS = ("model", "pictures", "scheme", "rows", *FIGURES, "epochs", "seconds", "hardware", "torch", "transformers")
+RUNS = [("atomic", rows, size) for size in (100, None) for rows in ("mean", "random", "sentences")]
+RUNS += [(scheme, "sentences", None) for scheme in ("rq", "semantic", "naive")]
+
+
+def run_once(t5: str, scheme: str, rows: str, size: int | None, epochs: int, extra: list[str], threads: int) -> dict:
+    """Trains in a fresh process and evaluates before the first step and after the last; a row of the table."""
+    command = [
+        sys.executable, ROOT / "run_dsi.py", "--text_model_name_or_path", t5, "--identifier_scheme", scheme,
+        "--identifier_rows", rows,
+        "--held_out_captions_per_image", 1, "--caption_prompt", "", "--do_train", "true", "--do_eval", "true",
+        "--learning_rate", 3e-4, "--warmup_steps", 0.05, "--per_device_train_batch_size", 64, "--per_device_eval_batch_size", 64,
+        "--save_strategy", "no", "--eval_on_start", "true", "--disable_tqdm", "true",
+    ]  # fmt: skip
+    command += ["--max_train_samples", size, "--max_eval_samples", size] if size else []
+    command += [] if "--model_type" in extra else ["--model_type", "t5"]
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "run")
+        whole = [*command, "--num_train_epochs", epochs, *extra, "--output_dir", output]
+        metrics, seconds = train_and_evaluate(whole, output, threads, f"{scheme}, {rows}, {size or 'all'}")
+        history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    start = next(entry for entry in history if "eval_hits@1" in entry)
+    found = {
+        f"{name}{figure}": round(own[f"eval_{figure}"], 4)
+        for name, own in (("start_", start), ("", metrics))
+        for figure in BASE
+    }
+    model = extra[extra.index("--model_type") + 1] if "--model_type" in extra else "t5"
+    row = {"model": model, "pictures": metrics["eval_gallery_size"], "scheme": scheme, "rows": rows, "epochs": epochs}
+    row |= {name: found[name] for name in FIGURES} | {"seconds": round(seconds, 1), "hardware": hardware()}
+    return row | {name: importlib.metadata.version(name) for name in COLUMNS[-2:]}
+
+
+def markdown(rows: list[dict]) -> str:
+    lines = [
+        "| model | pictures | scheme | rows start | before: Hits@1 | Hits@10 | after: Hits@1 | Hits@10 |",
+        "|---" * 8 + "|",
+    ]
+    for row in rows:
+        cells = [f"{float(row[name]):.3f}" for name in ("start_hits@1", "start_hits@10", "hits@1", "hits@10")]
+        lines.append(f"| {' | '.join([row['model'], str(row['pictures']), row['scheme'], row['rows'], *cells])} |")
+    return "\n".join(lines)
+
+
+def main():
+    argv = sys.argv[1:]
+    split = argv.index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--t5", required=True, help="a pretrained T5, as benchmarks/pretrain_t5.py makes one")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each run")
+    parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
+    args, extra = parser.parse_args(argv[:split]), argv[split + 1 :]
+    if "--dataset_name" not in extra:
+        parser.error("which photographs? End the command with: -- --dataset_name FOLDER")
+    path = args.results_dir / f"identifier_rows-{hardware()}.csv"
+    rows = read(path)
+    kind = extra[extra.index("--model_type") + 1] if "--model_type" in extra else "t5"
+    for scheme, start, size in RUNS:
+        known = [(row["model"], row["scheme"], row["rows"], int(row["pictures"]) == 100) for row in rows]
+        if (kind, scheme, start, size == 100) not in known:
+            rows.append(run_once(args.t5, scheme, start, size, args.epochs, extra, args.threads))
+            print({name: rows[-1][name] for name in ("pictures", "scheme", "rows", *FIGURES)}, flush=True)
+            write(path, COLUMNS, rows)
+    print(f"\n{markdown(rows)}\n\n{path}")
+
+
+if __name__ == "__main__":
+    main()
