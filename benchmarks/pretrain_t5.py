@@ -130,6 +130,7 @@ def pass_words_through(model) -> None:
     rotation = torch.nn.init.orthogonal_(torch.empty_like(attention.v.weight))
     attention.v.weight.copy_(rotation)
     attention.o.weight.copy_(2 * rotation.T)
+    attention.q.weight.zero_()  # every word counts alike, until it is learned which say more
     for block in model.decoder.block[1:]:
         block.layer[1].EncDecAttention.o.weight.zero_()
     model.shared.weight[model.config.decoder_start_token_id] *= 0.1
@@ -143,9 +144,12 @@ class Text:
 
     def __init__(self, sentences: list[str], tokenizer, seed: int):
         self.sentences, self.tokenizer = sentences, tokenizer
-        rows = tokenizer(sentences)["input_ids"]
-        self.starts = np.cumsum([0, *map(len, rows)])
-        self.tokens = np.fromiter((token for row in rows for token in row), np.int32, self.starts[-1])
+        parts, lengths = [], [0]
+        for start in range(0, len(sentences), 10_000):  # lists of integers take ten times their memory
+            rows = tokenizer(sentences[start : start + 10_000])["input_ids"]
+            lengths += map(len, rows)
+            parts.append(np.fromiter((token for row in rows for token in row), np.int32))
+        self.starts, self.tokens = np.cumsum(lengths), np.concatenate(parts)
         self.draw = np.random.default_rng(seed)
         self.first_extra_id = tokenizer.convert_tokens_to_ids("<extra_id_0>")
 
