@@ -13,11 +13,14 @@ from torch.nn import functional as F
 logger = logging.getLogger(__name__)
 
 RIDGES = tuple(10.0**power for power in range(-4, 4))  # next to the mean variance of the vectors
+# Of the usual distance from the mean row: what is guessed speaks a little lower than what was learned. At 1 more new pictures are
+# found (0.57 instead of 0.49 among the first ten, of 100 among 900), and two of a hundred trained ones lose their place to them.
+LOUDNESS = 0.9
 LEAST_KNOWN = 8  # pictures whose rows are known; from fewer nothing can be learned
 
 
 def predicted_rows(known_vectors, known_rows, new_vectors) -> tuple[torch.Tensor, float]:
-    """Rows of new pictures, as far from the mean row as those of known pictures are on average.
+    """Rows of new pictures, nearly (`LOUDNESS`) as far from the mean row as those of known pictures are on average.
 
     Ridge regression (Hoerl and Kennard, 1970) between what is left after the means.
 
@@ -44,5 +47,5 @@ def predicted_rows(known_vectors, known_rows, new_vectors) -> tuple[torch.Tensor
         if cosine > best:
             best, chosen = cosine, kept / values.clamp_min(1e-12)
     away = (new - middle) @ right.T @ (chosen[:, None] * projected)
-    usual = targets.norm(dim=1).mean()
+    usual = LOUDNESS * targets.norm(dim=1).mean()
     return (centre + usual * F.normalize(away, dim=1)).float(), best

@@ -178,6 +178,10 @@ class ImageIndexingArguments:
     stop_when_memorised: float | None = argument(
         "Stop when this share of the pictures is brought to its own identifier, measured at each evaluation."
     )
+    caption_prompt: str | None = argument(
+        "Written before a caption where identifiers start from captions, as the second step will write it; kept with the model, "
+        "by default 'question: '."
+    )
     clean_captions: bool = argument(
         'Objective caption: in lower case, with blanks for .!"()*#:;~ and other punctuation left.', False
     )
