@@ -3,8 +3,9 @@
     python benchmarks/identifier_rows.py --t5 T5 -- --dataset_name my_photos
 
 Each row is a real run of run_dsi.py from the pretrained T5 with atomic identifiers whose rows start in one of the ways of
---identifier_rows, over all pictures or the first hundred, and of every other scheme. T5 alone reads captions; `--model_type` with
-its flags, after `--`, takes another model. Rows that a results file already holds are not run again.
+--identifier_rows, learning the captions of all pictures or of the first hundred (ten times the epochs), and of the other schemes.
+T5 alone reads captions; `--model_type` with its flags, after `--`, takes another model. Rows that a results file already holds
+are not run again.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from gradient_cache_memory import hardware
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ("hits@1", "hits@10", "mrr")
 FIGURES = (*BASE, "start_hits@1", "start_hits@10")
-COLUMNS = ("model", "pictures", "scheme", "rows", *FIGURES, "epochs", "seconds", "hardware", "torch", "transformers")
+COLUMNS = ("model", "trained", "scheme", "rows", *FIGURES, "epochs", "seconds", "hardware", "torch", "transformers")
 RUNS = [("atomic", rows, size) for size in (100, None) for rows in ("mean", "random", "sentences")]
 RUNS += [(scheme, "sentences", None) for scheme in ("rq", "semantic", "naive")]
 
@@ -39,6 +40,7 @@ def run_once(t5: str, scheme: str, rows: str, size: int | None, epochs: int, ext
     command += [] if "--model_type" in extra else ["--model_type", "t5"]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "run")
+        epochs *= 10 if size else 1
         whole = [*command, "--num_train_epochs", epochs, *extra, "--output_dir", output]
         metrics, seconds = train_and_evaluate(whole, output, threads, f"{scheme}, {rows}, {size or 'all'}")
         history = json.loads((output / "trainer_state.json").read_text())["log_history"]
@@ -49,19 +51,19 @@ def run_once(t5: str, scheme: str, rows: str, size: int | None, epochs: int, ext
         for figure in BASE
     }
     model = extra[extra.index("--model_type") + 1] if "--model_type" in extra else "t5"
-    row = {"model": model, "pictures": metrics["eval_gallery_size"], "scheme": scheme, "rows": rows, "epochs": epochs}
+    row = {"model": model, "trained": size or "all", "scheme": scheme, "rows": rows, "epochs": epochs}
     row |= {name: found[name] for name in FIGURES} | {"seconds": round(seconds, 1), "hardware": hardware()}
     return row | {name: importlib.metadata.version(name) for name in COLUMNS[-2:]}
 
 
 def markdown(rows: list[dict]) -> str:
     lines = [
-        "| model | pictures | scheme | rows start | before: Hits@1 | Hits@10 | after: Hits@1 | Hits@10 |",
+        "| model | pictures trained | scheme | rows start | before: Hits@1 | Hits@10 | after: Hits@1 | Hits@10 |",
         "|---" * 8 + "|",
     ]
     for row in rows:
         cells = [f"{float(row[name]):.3f}" for name in ("start_hits@1", "start_hits@10", "hits@1", "hits@10")]
-        lines.append(f"| {' | '.join([row['model'], str(row['pictures']), row['scheme'], row['rows'], *cells])} |")
+        lines.append(f"| {' | '.join([row['model'], str(row['trained']), row['scheme'], row['rows'], *cells])} |")
     return "\n".join(lines)
 
 
@@ -80,10 +82,10 @@ def main():
     rows = read(path)
     kind = extra[extra.index("--model_type") + 1] if "--model_type" in extra else "t5"
     for scheme, start, size in RUNS:
-        known = [(row["model"], row["scheme"], row["rows"], int(row["pictures"]) == 100) for row in rows]
-        if (kind, scheme, start, size == 100) not in known:
+        known = [(row["model"], row["scheme"], row["rows"], str(row["trained"])) for row in rows]
+        if (kind, scheme, start, str(size or "all")) not in known:
             rows.append(run_once(args.t5, scheme, start, size, args.epochs, extra, args.threads))
-            print({name: rows[-1][name] for name in ("pictures", "scheme", "rows", *FIGURES)}, flush=True)
+            print({name: rows[-1][name] for name in ("trained", "scheme", "rows", *FIGURES)}, flush=True)
             write(path, COLUMNS, rows)
     print(f"\n{markdown(rows)}\n\n{path}")
 
