@@ -30,7 +30,7 @@ def main(argv=None, prog=None):
     from imagedex.training.dual_encoder.data import DualEncoderRows
     from imagedex.training.dual_encoder.streaming import check_streaming, first_captions, load_streamed_splits
     from imagedex.training.dual_encoder.trainer import XMatchingTrainer
-    from imagedex.training.processors import build_processor, whole_model
+    from imagedex.training.processors import build_processor
     from imagedex.training.towers import build_model, check_towers
 
     logs.setup_logging(args)
@@ -50,7 +50,7 @@ def main(argv=None, prog=None):
 
     # captions -> processor -> model
     captions = first_captions(splits.train) if data_args.streaming else training_captions(splits)
-    whole = whole_model(model_args, life.checkpoint)
+    whole = "model_name_or_path", model_args.model_name_or_path
     text_tower, style = xmatching_args.text_model_name_or_path, {"max_text_length": data_args.max_text_length}
     processor = build_processor(model_args, whole, text_tower, data_args.image_size, captions, style)
     model = build_model(model_args, xmatching_args, processor, life.checkpoint)

@@ -16,7 +16,7 @@ T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1,
 VIT = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64,
        "patch_size": 8}  # fmt: skip
 ANIMALS = ["otter", "heron", "badger", "lynx"]
-BESIDE = {"identifiers.json", "tokenizer.json", "head_start.json", "README.md"}  # the model
+BESIDE = {"config.json", "identifiers.json", "tokenizer.json", "head_start.json", "README.md"}  # the model
 STEPS = 7  # of two epochs or more: the checkpoints lie within epochs and between them
 
 

@@ -22,13 +22,6 @@ NEW = {
 }  # of a new model, where nothing else is said
 
 
-def whole_model(model: ModelArguments, checkpoint: str | None) -> tuple[str, str | None]:
-    """Which argument brings a whole model, and the model: the checkpoint of a run that goes on, else what is named, if any."""
-    if checkpoint:
-        return "resume_from_checkpoint", checkpoint
-    return "model_name_or_path", model.model_name_or_path
-
-
 def build_processor(
     model: ModelArguments,
     whole: tuple[str, str | None],
@@ -43,7 +36,7 @@ def build_processor(
     trained on the texts and plain resizing.
 
     Args:
-        whole: see `whole_model`.
+        whole: the argument that names a trained model or checkpoint to start from, and the name (None: there is none).
         texts: to train a tokenizer on, an iterable; read only where one is needed.
         style: `prompt`, `clean_text`, `max_text_length`; None: as the whole model was trained, as a CLIP or SigLIP reads whose
             halves the towers are, else `NEW`.

@@ -109,7 +109,7 @@ def make_model(
         if trained:
             # a closed form may have chosen fewer directions than the recipe allows
             fields.pop("projection_dim", None)
-            return XMatchingModel.from_pretrained(trained, config=XMatchingConfig.from_pretrained(trained, **fields))
+            return open_trained(XMatchingModel, trained, fields)
         if model.config_name:
             config = XMatchingConfig.from_pretrained(model.config_name, **fields)
             for field, value in tokenizer_fields(processor.tokenizer).items():
@@ -133,6 +133,21 @@ def make_model(
         raise UserError(" ".join(str(error).split())[:400]) from error
     finally:
         hf_logging.set_verbosity_warning()
+
+
+def open_trained(model_class, name: str, fields: dict):
+    """A whole model, saved again as it was: transformers would write into the configs of its towers which type it read.
+
+    Args: fields, of its config, given anew.
+    """
+    config = model_class.config_class.from_pretrained(name, **fields)
+    dtypes = {
+        part: getattr(config, part).dtype for part in config.sub_configs if getattr(config, part, None) is not None
+    }
+    model = model_class.from_pretrained(name, config=config)
+    for part, dtype in dtypes.items():
+        getattr(model.config, part).dtype = dtype
+    return model
 
 
 def start_as_two_towers(name: str, fields: dict) -> XMatchingModel:

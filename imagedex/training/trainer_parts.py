@@ -91,24 +91,15 @@ class TowerTrainerMixin(PublishingMixin):
         return load_weights(self.model, self.state.best_model_checkpoint)
 
     def _run_epoch(self, *args, epoch: int, train_dataloader, **kwargs):
-        """As Trainer, which would train one step more when a run that has ended is started again, and, where it passes batches
-        by, tells neither the rows nor (with several processes) their order which epoch it is."""
+        """As Trainer, which would train one step more when a run that has ended is started again. The rows hear which epoch it
+        is; accelerate does not tell them where batches are passed by, or with several processes."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         if self.control.should_training_stop:
             return
-        for part in (train_dataloader.dataset, innermost_sampler(train_dataloader)):
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
+        if isinstance(train_dataloader.dataset, RowDraws):
+            train_dataloader.dataset.set_epoch(epoch)
         super()._run_epoch(*args, epoch=epoch, train_dataloader=train_dataloader, **kwargs)
-
-
-def innermost_sampler(loader):
-    """What chooses the rows' order, below the batch samplers of accelerate."""
-    sampler = loader.batch_sampler
-    while hasattr(sampler, "batch_sampler"):
-        sampler = sampler.batch_sampler
-    return getattr(sampler, "sampler", None)
 
 
 def has_weights(folder: Path | str) -> bool:

@@ -20,11 +20,12 @@ from imagedex.training.generative.identify import Assigner, brought_identifiers,
 from imagedex.training.generative.rows import DSIRows, ItemInputs
 from imagedex.training.generative.starts.lexical import start_from_texts
 from imagedex.training.image_processor import output_size
-from imagedex.training.processors import build_processor, whole_model
+from imagedex.training.processors import build_processor
 from imagedex.training.towers import (
     build_tower_config,
     decide_freezing,
     forget_folders,
+    open_trained,
     tokenizer_fields,
     warn_of_random_towers,
 )
@@ -74,7 +75,7 @@ def build_parts(
         style |= {key: value for key, value in take_style(identifiers).items() if style[key] is None}
     processor = build_processor(
         model_args,
-        whole_model(model_args, checkpoint),
+        ("resume_from_checkpoint", checkpoint) if checkpoint else ("model_name_or_path", name),
         t5.text_model_name_or_path,
         data.image_size,
         splits.training_texts(),
@@ -141,7 +142,7 @@ def make_model(trained: str | None, model: ModelArguments, t5: T5Arguments, kind
     hf_logging.set_verbosity_error()  # the load report lists what is new on purpose
     try:
         if trained:
-            return model_class.from_pretrained(trained, config=config_class.from_pretrained(trained, **fields))
+            return open_trained(model_class, trained, fields)
         if kind == "codebook_t5":
             fields |= CodebookT5Config.codebook_fields(tokenizer)
         if model.config_name:
