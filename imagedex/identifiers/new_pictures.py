@@ -19,7 +19,7 @@ from imagedex.encoding.dual_encoder import DualEncoder, load_dual_encoder
 from imagedex.encoding.vectors import encode_images, encode_texts, picture_batches
 from imagedex.errors import UserError
 from imagedex.evaluation.baselines import mean_caption_vectors, words
-from imagedex.identifiers.picture_rows import predicted_rows
+from imagedex.identifiers.picture_rows import LEAST_KNOWN, predicted_rows
 from imagedex.identifiers.schemes import VECTOR_SCHEMES, extend_identifiers
 from imagedex.identifiers.vectors import mean_vision_states
 from imagedex.modeling.identifiers import Identifiers
@@ -88,8 +88,12 @@ class NewPictures:
         """Atomic identifiers of the missing pictures; the model and its tokenizer grow by their tokens. Raises `UserError`."""
         identifiers, model, tokenizer = parts.identifiers, parts.model, parts.processor.tokenizer
         encode, encoder = self.any_encoder(parts)
-        there = set(self.gallery["image_id"])
-        known = [name for name in identifiers.image_ids if name in there]
+        known = self.trained(identifiers)
+        if len(known) < LEAST_KNOWN:
+            raise UserError(
+                f"{parts.name} cannot be given new pictures: the gallery holds {len(known)} that it was trained on, and from "
+                f"fewer than {LEAST_KNOWN} no other token can be predicted; give the trained pictures beside the new ones"
+            )
         vectors = encode(self.rows(known))
         by_captions = self.vectors_of == "captions"
         new_vectors = self.caption_vectors(encoder, missing) if by_captions else encode(self.rows(missing))
@@ -99,10 +103,7 @@ class NewPictures:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         new = torch.tensor([extended.sequence(name)[0] for name in missing])
         for weight in {id(part.weight): part.weight for part in (model.shared, model.get_output_embeddings())}.values():
-            try:
-                rows, agreement = predicted_rows(vectors, weight[old.to(weight.device)].float().cpu(), new_vectors)
-            except ValueError as error:
-                raise UserError(f"{parts.name} cannot be given new pictures: {error}") from None
+            rows, agreement = predicted_rows(vectors, weight[old.to(weight.device)].float().cpu(), new_vectors)
             if agreement < LEAST_PREDICTED:
                 raise UserError(
                     f"{parts.name} cannot be given new pictures: what these vectors say of the trained pictures' tokens "
@@ -116,6 +117,11 @@ class NewPictures:
             len(missing), len(identifiers), parts.name, agreement,
         )  # fmt: skip
         return extended
+
+    def trained(self, identifiers: Identifiers) -> list[str]:
+        """The pictures of the gallery that were trained, not added: those may have been made from captions, or guessed."""
+        there, added = set(self.gallery["image_id"]), set(identifiers.added_image_ids)
+        return [name for name in identifiers.image_ids if name in there and name not in added]
 
     def any_encoder(self, parts: Indexed):
         """As `picture_encoder`, for identifiers that were made from no vectors: the XMatchingModel that is named, or the model's
@@ -164,10 +170,7 @@ class NewPictures:
 
     def check(self, parts: Indexed, encode) -> None:
         """Raises `UserError` when trained pictures do not get the codes they have: the vectors are of another encoder."""
-        identifiers = parts.identifiers
-        there = set(self.gallery["image_id"])
-        added = set(identifiers.added_image_ids)  # which may have been made from captions
-        known = [name for name in identifiers.image_ids if name in there and name not in added]
+        identifiers, known = parts.identifiers, self.trained(parts.identifiers)
         known = known[:: -(-len(known) // MOST_CHECKED)] if known else []
         if not known:
             logger.warning("no trained picture is in the gallery, so the vectors of the new ones cannot be checked")

@@ -5,16 +5,13 @@ picture that nobody described can be predicted from its vector, as zero-shot lea
 et al. 2013). How much the map is held back is chosen by leaving out one known picture at a time.
 """
 
-import logging
-
 import torch
 from torch.nn import functional as F
 
-logger = logging.getLogger(__name__)
-
 RIDGES = tuple(10.0**power for power in range(-4, 4))  # next to the mean variance of the vectors
 # Of the usual distance from the mean row: what is guessed speaks a little lower than what was learned. At 1 more new pictures are
-# found (0.57 instead of 0.49 among the first ten, of 100 among 900), and two of a hundred trained ones lose their place to them.
+# found (0.57 instead of 0.49 among the first ten, of 100 among 900), and two or three of a hundred trained ones lose their
+# place to them.
 LOUDNESS = 0.9
 LEAST_KNOWN = 8  # pictures whose rows are known; from fewer nothing can be learned
 

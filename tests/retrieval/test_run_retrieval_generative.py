@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from hub_server import HubServer
 from PIL import Image
 from torch.nn import functional as F
@@ -248,6 +249,19 @@ def test_new_pictures_of_atomic_identifiers_get_tokens_and_the_grown_model_is_ke
     ask(tmp_path / "out", tmp_path / "again", "--num_beams", 23)
     again = metrics_of(tmp_path / "again")
     assert {name: again[name] for name in ("seen", "new")} == {name: metrics[name] for name in ("seen", "new")}
+
+
+def test_rows_are_predicted_from_trained_pictures_alone(save_generative, tmp_path, gallery_ids, monkeypatch):
+    """A picture that was added before has a row that was guessed itself."""
+    folder = save_generative(tmp_path / "atomic", "codebook_t5", "atomic", gallery_ids[:18])
+    parts = load_generative(str(folder))
+    parts.identifiers.source["first_pictures"] = 12
+    gallery = Dataset.from_dict({"image_id": gallery_ids})
+    adder = new_pictures.NewPictures(None, "images", gallery)
+    assert adder.trained(parts.identifiers) == gallery_ids[:12]
+    few = new_pictures.NewPictures(None, "images", gallery.select(range(5)))
+    with pytest.raises(UserError, match="the gallery holds 5 that it was trained on, and from fewer than 8"):
+        few.identifiers(parts, ["new.jpg"])
 
 
 def test_captions_of_new_pictures_come_without_held_out_ones(

@@ -39,8 +39,17 @@ def check_wanted(identifiers: Identifiers, wanted: IdentifierArguments) -> None:
             f"--model_name_or_path brings {identifiers.scheme} identifiers, so --identifier_scheme "
             f"{wanted.identifier_scheme} cannot be given with it"
         )
-    if wanted.identifier_vectors_from:
-        raise UserError("--model_name_or_path brings its identifiers; leave --identifier_vectors_from out")
+    for name in ("identifier_vectors_from", "identifier_rows"):
+        if getattr(wanted, name):
+            raise UserError(f"--model_name_or_path brings its identifiers; leave --{name} out")
+
+
+def check_rows(wanted: IdentifierArguments, knows_words: bool) -> None:
+    """Raises `UserError` when it is said where tokens start beside pretrained words, and T5 starts from scratch."""
+    if wanted.identifier_rows and not knows_words:
+        raise UserError(
+            f"--identifier_rows {wanted.identifier_rows} is for a pretrained T5; one from scratch has --t5_start, so leave it out"
+        )
 
 
 def check_brought(identifiers: Identifiers, item_ids: Sequence[str], tokenizer) -> None:

@@ -16,7 +16,7 @@ from imagedex.modeling.processing_retrieval import SentenceProcessor
 from imagedex.training.arguments import ModelArguments
 from imagedex.training.generative.arguments import DSITrainingArguments, IdentifierArguments, T5Arguments, TextArguments
 from imagedex.training.generative.checks import WITH_PICTURES
-from imagedex.training.generative.identify import Assigner, brought_identifiers, check_brought, check_wanted
+from imagedex.training.generative.identify import Assigner, brought_identifiers, check_brought, check_rows, check_wanted
 from imagedex.training.generative.rows import DSIRows, ItemInputs
 from imagedex.training.generative.starts.identifier_rows import start_rows
 from imagedex.training.generative.starts.lexical import start_from_texts
@@ -95,8 +95,9 @@ def build_parts(
         check_brought(identifiers, splits.item_ids, processor.tokenizer)
         resize_embeddings(model, processor.tokenizer, True)  # a pretrained T5 that goes on has its own words alone
     else:
-        identifiers = Assigner(wanted, items, bool(name or model_args.vision_model_name_or_path))()
         knows_words = bool(name or t5.text_model_name_or_path)
+        check_rows(wanted, knows_words)
+        identifiers = Assigner(wanted, items, bool(name or model_args.vision_model_name_or_path))()
         resize_embeddings(model, processor.tokenizer, knows_words)
         if knows_words:
             start_identifiers(items, identifiers, wanted)

@@ -16,7 +16,7 @@ from imagedex.modeling.modeling_codebook_t5 import CodebookT5
 from imagedex.training.arguments import ModelArguments
 from imagedex.training.generative.arguments import DSITrainingArguments, IdentifierArguments, T5Arguments, TextArguments
 from imagedex.training.generative.checks import check_model
-from imagedex.training.generative.identify import brought_identifiers
+from imagedex.training.generative.identify import brought_identifiers, check_rows, check_wanted
 from imagedex.training.generative.model import build_model, build_parts
 from imagedex.training.processors import build_processor
 from imagedex.training.tokenizer import train_tokenizer
@@ -90,6 +90,16 @@ def test_a_config_gives_the_sizes_and_the_tokenizer_the_words(tmp_path):
     model = build_model(model_args, t5_args, "codebook_t5", processor)
     assert model.config.vocab_size == model.config.num_codebook_words == len(processor.tokenizer) < 999
     assert model.config.num_visual_tokens == 4
+
+
+def test_rows_beside_words_are_for_a_pretrained_t5():
+    check_rows(IdentifierArguments(), knows_words=False)
+    check_rows(IdentifierArguments(identifier_rows="random"), knows_words=True)
+    with pytest.raises(UserError, match="--identifier_rows random is for a pretrained T5"):
+        check_rows(IdentifierArguments(identifier_rows="random"), knows_words=False)
+    brought = Identifiers.from_sequences("atomic", NAMES, [[5], [6], [7]], 1)
+    with pytest.raises(UserError, match="brings its identifiers; leave --identifier_rows out"):
+        check_wanted(brought, IdentifierArguments(identifier_rows="random"))
 
 
 def test_broken_identifiers_are_said(tmp_path):

@@ -63,6 +63,7 @@ def start_rows(
     flat = [(own[place], row) for row, own in enumerate(sentences) for place in evenly(len(own))]
     output = model.get_output_embeddings().weight
     length = typical_length(output, words)
+    vectors = pictures() if pictures and len(spoken) < len(sentences) else None
     for place in range(labels.shape[1] - 1):
         if not new & set(labels[:, place].tolist()):
             continue
@@ -71,7 +72,6 @@ def start_rows(
         common = F.normalize(means[spoken].mean(0), dim=0)
         rows = {token: row @ metric for token, row in token_rows(means, labels, place, new, spoken).items()}
         rows = {token: row - (row @ common) * common for token, row in rows.items()}
-        vectors = pictures() if pictures and len(spoken) < len(sentences) else None
         if vectors is not None:
             rows |= rows_from_pictures(rows, labels[:, place], new, torch.from_numpy(vectors))
         for token, row in rows.items():
