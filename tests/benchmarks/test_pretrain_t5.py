@@ -5,6 +5,7 @@ import gzip
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, T5ForConditionalGeneration
@@ -56,6 +57,32 @@ def test_the_loss_of_vectors_is_nothing_for_the_vectors_themselves(pretrain):
     vectors = torch.nn.functional.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     assert pretrain.vector_loss(3 * vectors, vectors).item() == pytest.approx(0, abs=1e-5)
     assert pretrain.vector_loss(-vectors, vectors).item() > 2
+
+
+class LengthEncoder:
+    """Stands in for a sentence encoder: the vector of a sentence is its length and its number of vowels."""
+
+    def __init__(self):
+        self.read = []
+        self.model = argparse.Namespace(device=torch.device("cpu"), config=argparse.Namespace(hidden_size=2))
+
+    def __call__(self, sentences):
+        self.read += sentences
+        return torch.tensor([[len(sentence), sum(letter in "aeiou" for letter in sentence)] for sentence in sentences])
+
+
+def test_each_sentence_is_taught_once_an_epoch_and_encoded_once_in_all(pretrain):
+    encoder = LengthEncoder()
+    lengths = np.array([len(sentence) for sentence in SENTENCES])
+    taught = pretrain.Taught(SENTENCES, lengths, encoder, count=4, seed=0)
+    for _ in range(3):
+        seen = []
+        while len(seen) < len(SENTENCES):
+            sentences, vectors = next(taught)
+            assert torch.equal(vectors, LengthEncoder()(sentences).float())
+            seen += sentences
+        assert sorted(seen) == sorted(SENTENCES)
+    assert sorted(encoder.read) == sorted(SENTENCES)
 
 
 def test_words_pass_through_before_the_first_step(pretrain):
