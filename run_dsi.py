@@ -12,6 +12,7 @@ A recipe comes first: a file, or the name of one that comes with imagedex (`imag
 flag also removes the recipe's alternatives to it: --train_file removes dataset_name.
 """
 
+import dataclasses
 import functools
 
 from imagedex import command_line
@@ -22,19 +23,20 @@ from imagedex.training.generative.arguments import (
     IdentifierArguments,
     IndexingArguments,
     T5Arguments,
+    TeacherArguments,
     TextArguments,
 )
 from imagedex.training.generative.caption_augmentation import CaptionAugmentationArguments
 
 ARGUMENTS = (
     ModelArguments, T5Arguments, IdentifierArguments, TextArguments, IndexingArguments, CaptionAugmentationArguments,
-    CorpusArguments, DSITrainingArguments,
+    TeacherArguments, CorpusArguments, DSITrainingArguments,
 )  # fmt: skip
 
 
 def main(argv=None, prog=None):
     given = command_line.parse_arguments(ARGUMENTS, __doc__, argv, prog)
-    model_args, t5_args, identifier_args, text_args, indexing_args, augmentation, data_args, args = given
+    model_args, t5_args, identifier_args, text_args, indexing_args, augmentation, teacher_args, data_args, args = given
 
     # what takes seconds to import comes after the arguments are known: --help and a mistake answer at once
     from imagedex.corpora.indexed import load_indexed_splits
@@ -43,6 +45,7 @@ def main(argv=None, prog=None):
     from imagedex.training.generative.checks import check_corpus, check_model
     from imagedex.training.generative.model import build_parts
     from imagedex.training.generative.rows import indexing_ratio
+    from imagedex.training.generative.teacher import open_teacher
     from imagedex.training.generative.trainer import DSITrainer
 
     logs.setup_logging(args)
@@ -64,9 +67,10 @@ def main(argv=None, prog=None):
     parts = build_parts(kind, splits, life.checkpoint, args, data_args, model_args, t5_args, text_args, identifier_args)
 
     # datasets.map -> batches
-    train = evaluation = None
+    train = evaluation = teacher = None
     if args.do_train:
-        train = parts.rows.training(indexing_args, ratio, augmentation)
+        teacher = open_teacher(teacher_args, splits, parts.identifiers, args, dataclasses.asdict(data_args))
+        train = parts.rows.training(indexing_args, ratio, augmentation, teacher is not None)
     if splits.evaluation is not None:
         recall = ratio != 0 or kind == "vision_grounded_t5"  # whose second step may forget the first
         evaluation = parts.rows.evaluation(True, recall, indexing_args.index_held_out_images)
@@ -74,7 +78,7 @@ def main(argv=None, prog=None):
     facts = CardFacts.of(splits, data_args)
     mix = parts.rows.training_mix(indexing_args, ratio)
     card = {"facts": facts, "nouns": splits.nouns, "step": "retrieval", "training_mix": mix}
-    trainer = DSITrainer.of(parts, args, train, evaluation, functools.partial(write_dsi_card, **card))
+    trainer = DSITrainer.of(parts, args, train, evaluation, functools.partial(write_dsi_card, **card), teacher)
     facts.baselines = results.measure_baselines(life, splits)
     facts.metrics = life.carry_out(trainer)
     if args.do_predict and not life.has("rankings.jsonl"):

@@ -71,7 +71,8 @@ def commands(flickr_folder, documents, towers, tmp_path, text_config, vision_con
     return {
         "codebook_t5": (run_dsi, [*codebook, *asked, "--keep_states"]),
         "codebook_t5 learned": (run_dsi, [*codebook, *asked, *augmented, "--quantization", "learned",
-                                          "--freeze_vision_tower", "false", "--identifier_scheme", "rq"]),
+                                          "--freeze_vision_tower", "false", "--identifier_scheme", "rq",
+                                          "--teacher_model_name_or_path", tmp_path / "text"]),
         "captioning": (run_image_indexing, [*codebook, *pictures, *augmented, "--objective", "caption",
                                             "--quantization", "learned", "--per_device_train_batch_size", 12]),
         "indexing": (run_image_indexing, [*grounded, *augmented, "--t5_start", "lexical"]),

@@ -45,12 +45,14 @@ def truncated_svd(matrix, dimensions: int, seed: int) -> np.ndarray:
     return vectors * np.where(vectors.sum(0) < 0, -1.0, 1.0)
 
 
-def check_same_split(folder: Path, arguments: dict) -> None:
+def check_same_split(folder: Path, arguments: dict, flag: str = "identifier_vectors_from") -> None:
     """Raises `UserError` unless the model in `folder` was trained by us on the split that `arguments` describe.
 
-    Its vectors would else carry what held-out captions say, and the identifiers would give their answers away.
+    Its vectors would else carry what held-out captions say, and whatever is made of them would give their answers away.
+
+    Args: flag, which argument named it.
     """
-    flag = f"--identifier_vectors_from {folder}"
+    flag = f"--{flag} {folder}"
     try:
         before = json.loads((folder / RUN_RECORD).read_text(encoding="utf-8"))
     except OSError:

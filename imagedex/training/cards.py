@@ -230,6 +230,7 @@ def write_dsi_card(
         "found": found,
         "step": step,
         "training_mix": training_mix,
+        "teacher": trainer.teacher.name if getattr(trainer, "teacher", None) else None,
         "num_beams": trainer.args.num_beams,
         "memorised": facts.metrics.get("eval_memorised"),
     }

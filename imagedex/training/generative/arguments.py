@@ -120,6 +120,23 @@ class TextArguments:
 
 
 @dataclass
+class TeacherArguments:
+    """Who else says which items a training sentence fits; by default the labels alone."""
+
+    _argument_group_name = "teacher"
+
+    teacher_model_name_or_path: str | None = argument(
+        "Folder or Hub id of a sentence encoder (all-MiniLM-L6-v2 and the like; an item is the mean of its trained captions' "
+        "vectors), or of a dual encoder (CLIP, an XMatchingModel trained on the same split; an item is its picture's vector)."
+    )
+    teacher_weight: float = argument("Of the teacher's targets beside the labels.", 3.0)
+
+    def __post_init__(self):
+        if self.teacher_weight <= 0:
+            raise ValueError(f"--teacher_weight {self.teacher_weight}: give more than 0, or no teacher")
+
+
+@dataclass
 class DSITrainingArguments(RunArguments, Seq2SeqTrainingArguments):
     """What the generative models' training knows."""
 

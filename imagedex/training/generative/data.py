@@ -33,6 +33,7 @@ class Sentences(torch.utils.data.Dataset):
         labels: image_id -> identifier with end-of-sequence.
         processor: writes sentences, a `SentenceProcessor`.
         augmentation: draws every sentence anew each time it is asked for; then nothing is tokenised beforehand.
+        taught: rows hold the `sentence`, too, as it was drawn, for a teacher to read.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class Sentences(torch.utils.data.Dataset):
         processor,
         augmentation: CaptionAugmentationArguments | None = None,
         num_proc: int | None = None,
+        taught: bool = False,
     ):
         flat = flatten_captions(split)
+        self.taught = taught
         self.processor, self.augmentation = processor, augmentation if augmentation and augmentation.active else None
-        self.image_ids, self.labels = flat["image_id"][:], labels
+        self.image_ids, self.labels, self.sentences = flat["image_id"][:], labels, flat["caption"][:]
         if self.augmentation:
-            self.sentences, self.owners, self.of_item = flat["caption"][:], flat["image_row"][:], split["captions"][:]
+            self.owners, self.of_item = flat["image_row"][:], split["captions"][:]
         else:
             self.tokens = text_rows(flat, "caption", processor, num_proc)
 
@@ -55,12 +58,14 @@ class Sentences(torch.utils.data.Dataset):
         return len(self.image_ids)
 
     def __getitem__(self, row: int) -> dict:
+        sentence = self.sentences[row]
         if self.augmentation:
-            sentence = self.augmentation.draw(self.sentences[row], self.of_item[self.owners[row]])
+            sentence = self.augmentation.draw(sentence, self.of_item[self.owners[row]])
             tokens = {name: self.processor.tokens([sentence])[0][name][0] for name in TEXT_INPUTS}
         else:
             tokens = self.tokens[row]
-        return tokens | {"labels": self.labels[self.image_ids[row]]}
+        taught = {"sentence": sentence} if self.taught else {}
+        return tokens | {"labels": self.labels[self.image_ids[row]]} | taught
 
 
 class Items(torch.utils.data.Dataset):
@@ -194,11 +199,13 @@ class DSICollator:
     input_ids, attention_mask (texts, T); pixel_values (pictures, 3, height, width) or image_states (pictures, patches + 1,
     width), of a fixed codebook words (pictures, patches); labels (texts + pictures, L), -100 where padded; rows of text
     whose target is a picture stand last among the texts, without labels, with target_pixel_values or target_image_states.
+    sentences (strings), of the rows that a teacher reads, which stand first.
     """
 
     tokenizer: object
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        rows = sorted(rows, key=lambda row: "sentence" not in row)
         texts = [row for row in rows if "input_ids" in row and "labels" in row]
         to_pictures = [row for row in rows if "input_ids" in row and "labels" not in row]
         pictures = [row for row in rows if "input_ids" not in row]
@@ -208,6 +215,9 @@ class DSICollator:
             batch |= self.tokenizer.pad(tokens, return_tensors="pt")
         batch |= stacked(pictures) | stacked(to_pictures, "target_")
         labels = [torch.as_tensor(row["labels"]) for row in texts + pictures if "labels" in row]
+        sentences = [row["sentence"] for row in rows if "sentence" in row]
+        if sentences:
+            batch["sentences"] = sentences
         if labels:
             batch["labels"] = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
         return batch

@@ -167,17 +167,20 @@ class DSIRows:
             directions.append(ItemsFromIdentifiers(*parts, self.items.processor.tokenizer))
         return directions
 
-    def sentences(self, split, augmentation: CaptionAugmentationArguments | None = None) -> Sentences:
+    def sentences(
+        self, split, augmentation: CaptionAugmentationArguments | None = None, taught: bool = False
+    ) -> Sentences:
         with self.items.args.main_process_first(desc="tokenising"):
-            return Sentences(split, self.labels, self.items.processor, augmentation, self.items.num_proc)
+            return Sentences(split, self.labels, self.items.processor, augmentation, self.items.num_proc, taught)
 
     def training(
-        self, indexing: IndexingArguments, ratio: float | None, augmentation: CaptionAugmentationArguments
+        self, indexing: IndexingArguments, ratio: float | None, augmentation: CaptionAugmentationArguments, taught: bool
     ) -> Mixture:
-        """Sentences, with the items beside them."""
+        """Sentences, for a teacher to read too where there is one (`taught`), with the items beside them."""
         no_items = self.items.gallery is None or ratio == 0
         directions = [] if no_items else self.indexing(indexing.indexing_strategy, indexing.index_held_out_images)
-        return Mixture(self.sentences(self.splits.train, augmentation), directions, ratio, self.items.args.seed)
+        sentences = self.sentences(self.splits.train, augmentation, taught)
+        return Mixture(sentences, directions, ratio, self.items.args.seed)
 
     def training_mix(self, indexing: IndexingArguments, ratio: float | None) -> str | None:
         """For people: how many items are shown beside the sentences, and which way; None: none."""

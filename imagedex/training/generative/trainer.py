@@ -17,6 +17,7 @@ from imagedex.modeling.constrained_decoding import rank_identifiers, sequence_lo
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.training.generative.codebook_use import CodebookUse
 from imagedex.training.generative.data import GenerativeEvaluation
+from imagedex.training.generative.teacher import Teacher
 from imagedex.training.trainer_parts import TowerTrainerMixin
 
 logger = logging.getLogger(__name__)
@@ -56,14 +57,14 @@ class Answers:
 class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
     """`eval_dataset` is a `GenerativeEvaluation`. Without `identifiers` (captioning) only the loss is measured."""
 
-    def __init__(self, *args, identifiers: Identifiers | None = None, **kwargs):
+    def __init__(self, *args, identifiers: Identifiers | None = None, teacher: Teacher | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.identifiers = identifiers
+        self.identifiers, self.teacher = identifiers, teacher
         self.codebook_use = CodebookUse(self.model)
         self.model_accepts_loss_kwargs = False  # T5's own forward takes any keyword; its loss is a mean over this batch
 
     @classmethod
-    def of(cls, parts, args, train, evaluation, write_card) -> "DSITrainer":
+    def of(cls, parts, args, train, evaluation, write_card, teacher: Teacher | None = None) -> "DSITrainer":
         """Args: parts, of `build_parts`; train and evaluation, its datasets; write_card, see `PublishingMixin`."""
         return cls(
             model=parts.model,
@@ -74,6 +75,7 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
             processing_class=parts.processor,
             identifiers=parts.identifiers,
             write_card=write_card,
+            teacher=teacher,
         )
 
     def tower_rates(self):
@@ -84,9 +86,13 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
         return rates
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's loss; label smoothing is added to it (over the rows that have labels), so that no part of it is lost."""
+        """The model's loss; label smoothing (over the rows that have labels) and what the teacher says are added to it, so that
+        no part of it is lost."""
+        sentences = inputs.pop("sentences", None)
         outputs = model(**inputs)
         loss = outputs.loss
+        if sentences and self.teacher is not None and model.training:
+            loss = loss + self.teacher.loss(outputs.logits, inputs["labels"], sentences)
         epsilon = self.args.label_smoothing_factor
         if epsilon and model.training and "labels" in inputs:
             loss = loss + epsilon * (uniform_loss(outputs.logits, inputs) - label_loss(outputs.logits, inputs))

@@ -1,0 +1,177 @@
+"""The teacher's targets against naive loops, its temperature against hand arithmetic, and a run that it pays off in."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny_models import tiny_tokenizer
+from torch.nn import functional as F
+from transformers import BertConfig, BertModel
+
+from imagedex.corpora.indexed import IndexedSplits
+from imagedex.errors import UserError
+from imagedex.evaluation.baselines import TextEncoder
+from imagedex.modeling.identifiers import Identifiers
+from imagedex.training.generative.arguments import TeacherArguments
+from imagedex.training.generative.data import DSICollator
+from imagedex.training.generative.teacher import Teacher, best_temperature, open_teacher
+
+EOS = 1
+SEQUENCES = {
+    "atomic": [[10], [11], [12], [13], [14]],
+    "rq": [[10, 13], [10, 14], [11, 13, 15], [11, 13, 16], [12, 14]],
+    "naive": [[3, 4], [3, 5], [4], [5, 3, 3], [4, 4]],
+}
+DIRECTIONS = {"north": [0.0, 1.0], "east": [1.0, 0.0], "south": [0.0, -1.0], "west": [-1.0, 0.0], "up": [0.6, 0.8]}
+ITEMS = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8], [0.6, -0.8]])
+
+
+def encode(sentences):
+    return torch.tensor([DIRECTIONS[sentence] for sentence in sentences])
+
+
+def teacher_of(scheme, items=ITEMS, temperature=0.4, weight=2.0):
+    names = [f"{row}.jpg" for row in range(len(items))]
+    identifiers = Identifiers.from_sequences(scheme, names, SEQUENCES[scheme], EOS)
+    return Teacher(encode, items, temperature, identifiers, weight)
+
+
+def batch(scheme, targets, vocabulary=20):
+    """Logits and labels of rows that have these items as targets."""
+    rows = [torch.tensor([*SEQUENCES[scheme][target], EOS]) for target in targets]
+    labels = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
+    logits = torch.randn(*labels.shape, vocabulary, generator=torch.Generator().manual_seed(0))
+    return logits, labels
+
+
+def naive_divergence(logits, target, vector, scheme, temperature, known):
+    """Place by place and token by token."""
+    sequences = [[*sequence, EOS] for sequence in SEQUENCES[scheme]]
+    own, total = sequences[target], 0.0
+    for place in range(len(own)):
+        alive = [
+            i for i, other in enumerate(sequences) if known[i] and other[:place] == own[:place] and len(other) > place
+        ]
+        weights = {i: math.exp((vector @ ITEMS[i]).item() / temperature) for i in alive}
+        log_probs = logits[place].log_softmax(-1)
+        for token in {sequences[i][place] for i in alive}:
+            share = sum(weights[i] for i in alive if sequences[i][place] == token) / sum(weights.values())
+            total += share * (math.log(share) - log_probs[token].item())
+    return total
+
+
+@pytest.mark.parametrize("scheme", SEQUENCES)
+@pytest.mark.parametrize("unknown", [None, 3])
+def test_the_loss_is_that_of_a_naive_loop(scheme, unknown):
+    """The last two rows are pictures: they count among the labels, and the teacher says nothing of them."""
+    items = ITEMS.clone()
+    if unknown is not None:
+        items[unknown] = torch.nan
+    sentences, targets = ["north", "up", "west"], [2, 1, 3]
+    logits, labels = batch(scheme, [*targets, 4, 0])
+    known = [row != unknown for row in range(5)]
+    expected = sum(
+        naive_divergence(logits[row], target, encode([sentence])[0], scheme, 0.4, known)
+        for row, (sentence, target) in enumerate(zip(sentences, targets, strict=True))
+    )
+    found = teacher_of(scheme, items).loss(logits, labels, sentences)
+    assert found.item() == pytest.approx(2.0 * expected / (labels != -100).sum().item(), rel=1e-5)
+
+
+def test_who_says_what_the_teacher_says_has_no_loss_and_no_gradient():
+    teacher = teacher_of("atomic")
+    logits, labels = batch("atomic", [0, 2])
+    shares = torch.softmax(encode(["east", "north"]) @ ITEMS.T / 0.4, dim=1)
+    logits[:] = -1e4
+    logits[:, 0, 10:15] = shares.log()
+    logits[:, 1, EOS] = 0
+    loss = teacher.loss(logits.requires_grad_(), labels, ["east", "north"])
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-5) and logits.grad.abs().max() < 1e-5
+
+
+def test_the_temperature_is_the_likeliest():
+    """Two items, the right one ahead by a tenth in three of four questions: log(3) = 0.1 / temperature."""
+    cosines = torch.tensor([[0.1, 0.0], [0.1, 0.0], [0.1, 0.0], [0.0, 0.1]])
+    best = 0.1 / math.log(3)
+    assert best_temperature(cosines, torch.tensor([0, 0, 0, 0])) == pytest.approx(best, rel=0.12)
+    assert best_temperature(cosines[:0], torch.tensor([])) == 0.05
+
+
+class Words:
+    """Stands in for T5's tokenizer."""
+
+    def pad(self, rows, return_tensors):
+        return {
+            name: torch.nn.utils.rnn.pad_sequence([torch.tensor(row[name]) for row in rows], True) for name in rows[0]
+        }
+
+
+def test_rows_that_are_taught_stand_first():
+    text = {"input_ids": [7, 1], "attention_mask": [1, 1]}
+    rows = [
+        {"pixel_values": torch.ones(1), "labels": [5, 1]},
+        text | {"labels": [6, 1]},
+        text | {"labels": [8, 1], "sentence": "east"},
+        text | {"labels": [9, 1], "sentence": "west"},
+    ]
+    found = DSICollator(Words())(rows)
+    assert found["sentences"] == ["east", "west"]
+    assert found["labels"].tolist() == [[8, 1], [9, 1], [6, 1], [5, 1]]
+    assert "sentences" not in DSICollator(Words())(rows[:2])
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A folder with a tiny sentence encoder."""
+    folder, tokenizer = tmp_path_factory.mktemp("bert"), tiny_tokenizer(24)
+    torch.manual_seed(0)
+    fields = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    tokenizer.save_pretrained(folder)
+    BertModel(BertConfig(**fields, vocab_size=len(tokenizer), max_position_embeddings=24)).save_pretrained(folder)
+    return folder
+
+
+CAPTIONS = [["a red dog", "the dog is red", "one dog"], ["two boats", "boats on a lake"], ["a cat"], []]
+
+
+@pytest.fixture
+def splits():
+    names = [f"{row}.jpg" for row in range(4)]
+    train = Dataset.from_dict({"image_id": names[:3], "captions": CAPTIONS[:3]})
+    return IndexedSplits(train, Dataset.from_dict({"image_id": names}), None)
+
+
+def test_a_sentence_encoder_knows_items_by_what_is_said_of_them(bert, splits):
+    """Items are means of vectors; for the temperature each sentence is left out of its own item's mean."""
+    identifiers = Identifiers.from_sequences("atomic", splits.item_ids, [[10], [11], [12], [13]], EOS)
+    args = SimpleNamespace(device="cpu", disable_tqdm=True)
+    wanted = TeacherArguments(teacher_model_name_or_path=str(bert))
+    teacher = open_teacher(wanted, splits, identifiers, args, {})
+    encoder = TextEncoder(bert)
+    means = [F.normalize(encoder.encode(own).mean(0), dim=0) for own in CAPTIONS[:3]]
+    scores = teacher.scores(["a dog on a boat"])[0]
+    expected = (torch.stack(means) @ encoder.encode(["a dog on a boat"])[0]) / teacher.temperature
+    torch.testing.assert_close(scores[:3], expected, rtol=1e-4, atol=1e-4)
+    assert scores[3] == -torch.inf, "nothing is said of it"
+
+    cosines, owners = [], []
+    for item, own in enumerate(CAPTIONS[:2]):  # the third has one sentence: left out, nothing is left
+        for place, sentence in enumerate(own):
+            rest = F.normalize(encoder.encode(own[:place] + own[place + 1 :]).mean(0), dim=0)
+            rows = [rest if other == item else means[other] for other in range(3)] + [torch.zeros(32)]
+            cosines.append(torch.stack(rows) @ encoder.encode([sentence])[0])
+            owners.append(item)
+    assert teacher.temperature == best_temperature(torch.stack(cosines), torch.tensor(owners))
+
+
+def test_a_teacher_that_cannot_be_had_is_one_line(tmp_path, splits):
+    args = SimpleNamespace(device="cpu", disable_tqdm=True)
+    identifiers = Identifiers.from_sequences("atomic", splits.item_ids, [[10], [11], [12], [13]], EOS)
+    with pytest.raises(UserError, match=r"--teacher_model_name_or_path .*missing is not a folder"):
+        open_teacher(TeacherArguments(str(tmp_path / "missing")), splits, identifiers, args, {})
+    with pytest.raises(ValueError, match="--teacher_weight 0"):
+        TeacherArguments("encoder", teacher_weight=0)
+    assert open_teacher(TeacherArguments(), splits, identifiers, args, {}) is None
