@@ -45,7 +45,7 @@ def main(argv=None, prog=None):
     from imagedex.training.generative.checks import check_corpus, check_model
     from imagedex.training.generative.model import build_parts
     from imagedex.training.generative.rows import indexing_ratio
-    from imagedex.training.generative.teacher import open_teacher
+    from imagedex.training.generative.teacher import check_teacher, open_teacher
     from imagedex.training.generative.trainer import DSITrainer
 
     logs.setup_logging(args)
@@ -59,6 +59,7 @@ def main(argv=None, prog=None):
     with args.main_process_first(desc="reading the corpus"):
         splits = load_indexed_splits(data_args, text_args.pseudo_queries_file)
     check_corpus(kind, splits, data_args)
+    check_teacher(teacher_args, splits, dataclasses.asdict(data_args))
     if splits.evaluation is None:
         run.without_evaluation(args)
     ratio = indexing_ratio(kind, indexing_args, splits.documents)
@@ -69,7 +70,7 @@ def main(argv=None, prog=None):
     # datasets.map -> batches
     train = evaluation = teacher = None
     if args.do_train:
-        teacher = open_teacher(teacher_args, splits, parts.identifiers, args, dataclasses.asdict(data_args))
+        teacher = open_teacher(teacher_args, splits, parts.identifiers, args)
         train = parts.rows.training(indexing_args, ratio, augmentation, teacher is not None)
     if splits.evaluation is not None:
         recall = ratio != 0 or kind == "vision_grounded_t5"  # whose second step may forget the first

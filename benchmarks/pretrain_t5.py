@@ -190,7 +190,7 @@ class Taught:
     """Sentences and their vectors, epoch after epoch. The encoder reads each sentence once: a step from kept vectors takes two
     thirds of the time.
 
-    Attributes: order, the sentences' rows; vectors (N, width) float16, of those in `known`.
+    Attributes: vectors (N, width) float16, of the sentences in `known` (N,).
     """
 
     def __init__(self, sentences: list[str], lengths: np.ndarray, encoder: SentenceEncoder, count: int, seed: int):
@@ -202,7 +202,7 @@ class Taught:
         self.steps = self._steps()
 
     def __next__(self) -> tuple[list[str], torch.Tensor]:
-        """`count` sentences and their vectors (count, width), on the encoder's device."""
+        """`count` sentences (at an epoch's end fewer) and their vectors (count, width), on the encoder's device."""
         rows = next(self.steps)
         sentences = [self.sentences[row] for row in rows]
         if not self.known[rows].all():
@@ -288,7 +288,7 @@ def train(lesson: Lesson) -> dict[str, float]:
         model.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
     )
     started, smooth, steps = time.time(), {}, 0
-    total = args.steps or round(60 * args.minutes)
+    total = args.steps or max(1, round(60 * args.minutes))
     with tqdm(total=total, unit="step" if args.steps else "s", desc="Pretraining") as bar:
         while (passed := (steps if args.steps else time.time() - started) / total) < 1:
             rate = args.learning_rate * min(passed / 0.05, 1.0) * (0.5 + 0.5 * math.cos(math.pi * passed))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from imagedex.checkpoints import is_empty_tokenizer
 from imagedex.encoding.dual_encoder import DualEncoder
 from imagedex.encoding.vectors import encode_images, encode_texts
 from imagedex.errors import UserError
@@ -96,6 +97,8 @@ class TextEncoder:
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"cannot load a text encoder from {name_or_path}: {reason}") from error
+        if is_empty_tokenizer(self.tokenizer):
+            raise UserError(f"{name_or_path} brings no tokenizer; save it beside the model")
         kind = self.model.config.model_type
         # by what was built: the config of a T5 encoder saved alone denies its decoder, which AutoModel adds all the same
         if hasattr(self.model, "decoder") or getattr(self.model.config, "text_config", None) is not None:

@@ -173,8 +173,10 @@ def test_new_pictures_are_unknown_to_the_training(tmp_path):
     done = subprocess.run(command, check=True, timeout=1200, capture_output=True, text=True)
     first, every = ({row["image"] for row in rows_of(tmp_path / name / "captions.txt")} for name in ("first", "all"))
     assert first < every and len(every - first) == 60
-    assert {row["image"] for row in rows_of(tmp_path / "queries.csv")} == every
+    asked = {group: {row["image"] for row in rows_of(tmp_path / f"{group}.csv")} for group in ("seen", "new")}
+    assert asked == {"seen": first, "new": every - first}
     for source in ("pixels", "captions"):
-        assert f"| {source} | seen | {len(first)} |" in done.stdout and f"| {source} | new | 60 |" in done.stdout
-        known = json.loads((tmp_path / f"with_{source}/identifiers.json").read_text())
+        who = f"| CodebookT5, new ones from {source}"
+        assert f"{who} | seen | {len(first)} |" in done.stdout and f"{who} | new | 60 |" in done.stdout
+        known = json.loads((tmp_path / f"with_{source}_new/identifiers.json").read_text())
         assert len(known["image_ids"]) == len(every)

@@ -11,8 +11,11 @@ import pytest
 import torch
 from odd_pictures import write_odd_pictures
 from PIL import Image
+from tiny_models import tiny_tokenizer
+from transformers import T5Config, T5ForConditionalGeneration
 
 pytestmark = pytest.mark.pretrained
+ROOT = Path(__file__).resolve().parents[2]
 NAME = "tf_efficientnet_lite0"
 SETTINGS = {
     "architecture": NAME, "input_size": [3, 224, 224], "crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic",
@@ -134,3 +137,51 @@ def test_augmented_and_kept_pictures_train(launch, lite0, minilm, flickr_folder,
     train(launch, lite0, minilm, flickr_folder, tmp_path / "a", "--image_augmentation", "random_resized_crop")
     train(launch, lite0, minilm, flickr_folder, tmp_path / "b", "--keep_pixels")
     train(launch, lite0, minilm, flickr_folder, tmp_path / "c", "--keep_states")
+
+
+@pytest.fixture(scope="session")
+def t5(tmp_path_factory):
+    """A folder with a tiny T5, which is random: none comes as a package."""
+    folder, tokenizer = tmp_path_factory.mktemp("t5"), tiny_tokenizer(64)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, vocab_size=len(tokenizer),
+                      decoder_start_token_id=tokenizer.pad_token_id)  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def test_generative_recipes_are_taught(launch, lite0, minilm, t5, flickr_folder, tmp_path):
+    """The recipes from pretrained parts, a few steps, with MiniLM as teacher, and an XMatchingModel trained on the same split
+    (another split is refused)."""
+    photos = ["--dataset_name", flickr_folder, "--use_cpu", "--report_to", "none", "--keep_dir", tmp_path / "kept"]
+    short = ["--max_steps", 4, "--compare_with_baselines", "false"]
+    train(launch, lite0, minilm, flickr_folder, tmp_path / "dual")
+    taught = ["--teacher_model_name_or_path", minilm], ["--teacher_model_name_or_path", tmp_path / "dual"]
+    codebook = ["run_dsi.py", ROOT / "recipes/photos/codebook_t5_pretrained.yaml", "--text_model_name_or_path", t5]
+    for number, teacher in enumerate(taught):
+        done = launch(*codebook, *photos, *short, *teacher, "--output_dir", tmp_path / f"taught{number}")
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "teaches, its cosines over a temperature of" in done.stderr + done.stdout
+        assert (
+            f"Soft targets for sentences came from {('model', 'dual')[number]}."
+            in (tmp_path / f"taught{number}" / "README.md").read_text()
+        )
+    other = [*photos, *short, *taught[1], "--split_seed", 3, "--output_dir", tmp_path / "other"]
+    done = launch(*codebook, *other)
+    assert done.returncode == 2 and "was trained on another split" in done.stderr
+
+    indexing = ROOT / "recipes/photos/vision_grounded_t5_indexing_pretrained.yaml"
+    parts = ["--text_model_name_or_path", t5, "--vision_model_name_or_path", lite0]
+    done = launch(
+        "run_image_indexing.py", indexing, *photos, *parts, "--max_steps", 4, "--output_dir", tmp_path / "one"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    second = [
+        "run_dsi.py",
+        ROOT / "recipes/photos/vision_grounded_t5_retrieval_pretrained.yaml",
+        "--model_name_or_path",
+    ]
+    done = launch(*second, tmp_path / "one", *photos, *short, *taught[0], "--output_dir", tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 0 <= json.loads((tmp_path / "two" / "eval_results.json").read_text())["eval_hits@1"] <= 1

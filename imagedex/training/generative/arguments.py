@@ -126,13 +126,13 @@ class TeacherArguments:
     _argument_group_name = "teacher"
 
     teacher_model_name_or_path: str | None = argument(
-        "Folder or Hub id of a sentence encoder (all-MiniLM-L6-v2 and the like; an item is the mean of its trained captions' "
+        "Folder or Hub id of a sentence encoder (all-MiniLM-L6-v2 and the like; an item is the mean of its trained texts' "
         "vectors), or of a dual encoder (CLIP, an XMatchingModel trained on the same split; an item is its picture's vector)."
     )
     teacher_weight: float = argument("Of the teacher's targets beside the labels.", 3.0)
 
     def __post_init__(self):
-        if self.teacher_weight <= 0:
+        if not self.teacher_weight > 0:
             raise ValueError(f"--teacher_weight {self.teacher_weight}: give more than 0, or no teacher")
 
 

@@ -6,7 +6,8 @@ there. So a T5 that has read little learns from few captions what a sentence enc
 1503.02531).
 
 For the identifier's token at place t the target is, of the items whose identifiers begin as the label's does, the share of
-each next token in the teacher's softmax. So all schemes are taught alike; a place with one possible token teaches nothing.
+each next token in the teacher's softmax. So all schemes are taught alike; where one token is possible, as at the end, the
+target is the label.
 """
 
 import functools
@@ -18,7 +19,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig
 
-from imagedex.checkpoints import from_hub, read_model_type
+from imagedex.checkpoints import from_hub, read_model_type, source_of
 from imagedex.corpora.indexed import IndexedSplits
 from imagedex.encoding.dual_encoder import load_dual_encoder
 from imagedex.encoding.vectors import encode_images, encode_texts
@@ -27,11 +28,13 @@ from imagedex.evaluation.baselines import TextEncoder, mean_caption_vectors
 from imagedex.identifiers.vectors import check_same_split
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.training.generative.arguments import TeacherArguments
+from imagedex.training.publishing import public_name
 
 logger = logging.getLogger(__name__)
 
 FLAG = "teacher_model_name_or_path"
 TEMPERATURES = [0.01 * 1.25**step for step in range(14)]  # 0.01 to 0.18
+TEMPERATURE = 0.05  # where no sentence can be left out
 SENTENCES_FOR_TEMPERATURE = 2000
 
 
@@ -40,19 +43,19 @@ class Teacher:
 
     Args:
         encode: sentences (B) -> (B, D) unit vectors, on any device.
-        items: (N, D) unit vectors, in the identifiers' order; NaN of an item of which nothing is known: it gets no share.
+        items: (N, D) unit vectors; NaN of an item of which nothing is known: it gets no share.
         temperature: by which cosines are divided.
-        identifiers: of the N items.
+        sequences: (N, L) identifiers of the N items as `Identifiers.padded` gives them, in the items' order.
         weight: of its loss. name: for people.
     """
 
     def __init__(
         self, encode: Callable[[Sequence[str]], torch.Tensor], items: torch.Tensor, temperature: float,
-        identifiers: Identifiers, weight: float = 1.0, name: str = "",
+        sequences, weight: float = 1.0, name: str = "",
     ):  # fmt: skip
         self.encode, self.temperature, self.weight, self.name = encode, temperature, weight, name
         self.known = ~items.isnan().any(1)
-        self.items, self.sequences = items.nan_to_num(), torch.from_numpy(identifiers.padded()).long()
+        self.items, self.sequences = items.nan_to_num(), torch.as_tensor(sequences)
 
     def to(self, device) -> "Teacher":
         for name in ("known", "items", "sequences"):
@@ -62,12 +65,12 @@ class Teacher:
     @torch.no_grad()
     def scores(self, sentences: Sequence[str]) -> torch.Tensor:
         """(B, N) cosines over the temperature; -inf of items of which nothing is known."""
-        cosines = self.encode(sentences).to(self.items) @ self.items.T
+        cosines = (self.encode(sentences).to(self.items) @ self.items.T).float()
         return (cosines / self.temperature).masked_fill(~self.known, -torch.inf)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, sentences: Sequence[str]) -> torch.Tensor:
         """`weight` times the sum of the divergence KL(teacher || model) in nats over the sentences' labels, over the number of
-        labels in the whole batch: as the cross-entropy counts.
+        labels in the whole batch: as the cross-entropy counts, but for visual tokens that are written.
 
         Args: logits (rows, L or more, V) and labels (rows, L), -100 where padded; the sentences' rows are the first.
         """
@@ -75,7 +78,9 @@ class Teacher:
         own, scores = labels[: len(sentences)], self.scores(sentences)
         same = torch.ones_like(scores, dtype=torch.bool)  # whose identifiers begin as the label's
         total = logits.new_zeros((), dtype=torch.float32)
-        for place in range(own.shape[1]):
+        for place in range(
+            min(own.shape[1], self.sequences.shape[1])
+        ):  # labels are padded to documents that are written
             targets, taught = self.next_tokens(scores, same, own[:, place], place, logits.shape[-1])
             log_probs = F.log_softmax(logits[: len(sentences), place].float(), dim=-1)
             divergence = (torch.xlogy(targets, targets) - targets * log_probs).sum(-1)
@@ -97,64 +102,86 @@ class Teacher:
         return targets.scatter_add_(1, tokens.clamp(min=0), shares), taught
 
 
-def open_teacher(
-    wanted: TeacherArguments, splits: IndexedSplits, identifiers: Identifiers, args, corpus: dict
-) -> Teacher | None:
+def check_teacher(wanted: TeacherArguments, splits: IndexedSplits, corpus: dict) -> None:
+    """What can be wrong with the teacher, found before anything is trained or read with it. Raises `UserError`.
+
+    Args: corpus, its arguments, which must be those that an XMatchingModel was trained with.
+    """
+    name = wanted.teacher_model_name_or_path
+    if name is None:
+        return
+    if sees_pictures(name):
+        if splits.documents:
+            raise UserError(f"--{FLAG} {name} sees pictures, and the items are documents; give a sentence encoder")
+        if read_model_type(name, FLAG) == "xmatching":
+            check_same_split(Path(name).expanduser(), corpus, FLAG)
+    elif not any(item_texts(splits)):
+        raise UserError(f"--{FLAG} {name} reads what is said of items, and no item has a trained sentence")
+
+
+def sees_pictures(name: str) -> bool:
+    """Whether it is a dual encoder, by its config. Raises `UserError` when there is none."""
+    if read_model_type(name, FLAG) == "xmatching":
+        return True
+    return hasattr(from_hub(AutoConfig.from_pretrained, source_of(name), FLAG), "vision_config")
+
+
+def open_teacher(wanted: TeacherArguments, splits: IndexedSplits, identifiers: Identifiers, args) -> Teacher | None:
     """None where none is asked for. Raises `UserError`.
 
-    Args: args, of the training; corpus, its arguments, which must be those of an XMatchingModel.
+    Args: args, of the training.
     """
     name = wanted.teacher_model_name_or_path
     if name is None:
         return None
     options = {"device": args.device, "progress": not args.disable_tqdm}
-    sees = read_model_type(name, FLAG) == "xmatching" or hasattr(
-        from_hub(AutoConfig.from_pretrained, name, FLAG), "vision_config"
-    )
-    opening = dual_teacher if sees else sentence_teacher
-    encode, items, temperature = opening(name, splits, args, corpus, options)
+    opening = dual_teacher if sees_pictures(name) else sentence_teacher
+    encode, items, temperature = opening(source_of(name), splits, args, options)
     logger.info("%s teaches, its cosines over a temperature of %.3g", name, temperature)
-    shown = Path(name).resolve().name if Path(name).is_dir() else name
-    return Teacher(encode, items, temperature, identifiers, wanted.teacher_weight, shown)
+    sequences = identifiers.padded([identifiers.row(item) for item in splits.item_ids])  # of another order, if brought
+    return Teacher(encode, items, temperature, sequences, wanted.teacher_weight, public_name(source_of(name)))
 
 
-def sentence_teacher(name: str, splits: IndexedSplits, args, corpus: dict, options: dict):
-    """Of the texts of each item alone. The temperature is that by which each trained sentence, left out, is told best."""
-    encoder = TextEncoder(name)
+def sentence_teacher(name: str, splits: IndexedSplits, args, options: dict):
+    """Of the texts of each item alone. The temperature is that by which trained sentences, each left out, are told best."""
+    try:
+        encoder = TextEncoder(name)
+    except UserError as error:
+        raise UserError(f"--{FLAG}: {error}") from error
     encoder.model.requires_grad_(False)
-    texts = item_texts(splits)
-    if not any(texts):
-        raise UserError(f"--{FLAG} {name} reads what is said of items, and no item has a trained sentence")
+    texts, encode = item_texts(splits), functools.partial(encoder.encode, device=args.device)
     items = mean_caption_vectors(encoder, texts, **options)
     sentences, owners = some_of([own if len(own) > 1 else [] for own in texts])
-    vectors = encoder.encode(sentences, **options) if sentences else items[:0]
+    if not owners:
+        return encode, items, TEMPERATURE
     # without the sentence itself: the others' sum is the mean's direction, as long as that sum is, less this one
-    sums = {owner: encoder.encode(texts[owner], device=args.device).sum(0) for owner in set(owners)}
-    rest = F.normalize(torch.stack([sums[owner] - own for owner, own in zip(owners, vectors, strict=True)]), dim=1)
-    cosines = vectors @ items.nan_to_num().T
-    rows = torch.arange(len(owners))
-    cosines[rows, owners] = (vectors * rest).sum(1)
-    return functools.partial(encoder.encode, device=args.device), items, best_temperature(cosines, torch.tensor(owners))
+    whole = [row for row in sorted(set(owners)) for _ in texts[row]]
+    sums = torch.zeros_like(items).index_add_(
+        0, torch.tensor(whole), encoder.encode([text for row in sorted(set(owners)) for text in texts[row]], **options)
+    )
+    vectors, rows = encode(sentences), torch.arange(len(owners))
+    cosines = known_cosines(vectors, items)
+    cosines[rows, owners] = (vectors * F.normalize(sums[owners] - vectors, dim=1)).sum(1)
+    return encode, items, best_temperature(cosines, torch.tensor(owners))
 
 
-def dual_teacher(name: str, splits: IndexedSplits, args, corpus: dict, options: dict):
+def dual_teacher(name: str, splits: IndexedSplits, args, options: dict):
     """Of the pictures alone."""
-    if splits.documents:
-        raise UserError(f"--{FLAG} {name} sees pictures, and the items are documents; give a sentence encoder")
     encoder = load_dual_encoder(name, device=args.device, flag=FLAG)
-    if encoder.model.config.model_type == "xmatching":
-        check_same_split(Path(name).expanduser(), corpus, FLAG)
     size, workers = args.per_device_eval_batch_size, args.dataloader_num_workers
     encoder.model.requires_grad_(False)
     items = encode_images(encoder.model, encoder.image_processor, splits.gallery, size, num_workers=workers, **options)
-
-    def encode(sentences):
-        return encode_texts(
-            encoder.model, encoder.tokenizer, sentences, device=args.device, text_kwargs=encoder.text_kwargs
-        )
-
+    settings = {"device": args.device, "text_kwargs": encoder.text_kwargs}
+    encode = functools.partial(encode_texts, encoder.model, encoder.tokenizer, **settings)
     sentences, owners = some_of(known_sentences(splits))
-    return encode, items, best_temperature(encode(sentences) @ items.T, torch.tensor(owners))
+    if not owners:
+        return encode, items, TEMPERATURE
+    return encode, items, best_temperature(known_cosines(encode(sentences), items), torch.tensor(owners))
+
+
+def known_cosines(sentences: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    """(B, N); -inf of items of which nothing is known (NaN)."""
+    return (sentences @ items.nan_to_num().T).masked_fill(items.isnan().any(1), -torch.inf)
 
 
 def known_sentences(splits: IndexedSplits) -> list[list[str]]:
@@ -179,7 +206,5 @@ def some_of(texts: list[list[str]]) -> tuple[list[str], list[int]]:
 
 
 def best_temperature(cosines: torch.Tensor, owners: torch.Tensor) -> float:
-    """That by which the right items (B,) are the most likely, given cosines (B, N); 0.05 where there are no sentences."""
-    if not len(owners):
-        return 0.05
+    """That by which the right items (B,) are the most likely, given cosines (B, N)."""
     return min(TEMPERATURES, key=lambda temperature: F.cross_entropy(cosines / temperature, owners).item())

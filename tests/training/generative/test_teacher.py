@@ -16,7 +16,7 @@ from imagedex.evaluation.baselines import TextEncoder
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.training.generative.arguments import TeacherArguments
 from imagedex.training.generative.data import DSICollator
-from imagedex.training.generative.teacher import Teacher, best_temperature, open_teacher
+from imagedex.training.generative.teacher import TEMPERATURE, Teacher, best_temperature, check_teacher, open_teacher
 
 EOS = 1
 SEQUENCES = {
@@ -35,7 +35,7 @@ def encode(sentences):
 def teacher_of(scheme, items=ITEMS, temperature=0.4, weight=2.0):
     names = [f"{row}.jpg" for row in range(len(items))]
     identifiers = Identifiers.from_sequences(scheme, names, SEQUENCES[scheme], EOS)
-    return Teacher(encode, items, temperature, identifiers, weight)
+    return Teacher(encode, items, temperature, identifiers.padded(), weight)
 
 
 def batch(scheme, targets, vocabulary=20):
@@ -97,7 +97,6 @@ def test_the_temperature_is_the_likeliest():
     cosines = torch.tensor([[0.1, 0.0], [0.1, 0.0], [0.1, 0.0], [0.0, 0.1]])
     best = 0.1 / math.log(3)
     assert best_temperature(cosines, torch.tensor([0, 0, 0, 0])) == pytest.approx(best, rel=0.12)
-    assert best_temperature(cosines[:0], torch.tensor([])) == 0.05
 
 
 class Words:
@@ -134,6 +133,7 @@ def bert(tmp_path_factory):
     return folder
 
 
+ARGS = SimpleNamespace(device="cpu", disable_tqdm=True)
 CAPTIONS = [["a red dog", "the dog is red", "one dog"], ["two boats", "boats on a lake"], ["a cat"], []]
 
 
@@ -146,10 +146,10 @@ def splits():
 
 def test_a_sentence_encoder_knows_items_by_what_is_said_of_them(bert, splits):
     """Items are means of vectors; for the temperature each sentence is left out of its own item's mean."""
-    identifiers = Identifiers.from_sequences("atomic", splits.item_ids, [[10], [11], [12], [13]], EOS)
-    args = SimpleNamespace(device="cpu", disable_tqdm=True)
+    identifiers = Identifiers.from_sequences("atomic", splits.item_ids[::-1], [[10], [11], [12], [13]], EOS)
     wanted = TeacherArguments(teacher_model_name_or_path=str(bert))
-    teacher = open_teacher(wanted, splits, identifiers, args, {})
+    teacher = open_teacher(wanted, splits, identifiers, ARGS)
+    assert teacher.sequences[:, 0].tolist() == [13, 12, 11, 10], "in the gallery's order, not the identifiers'"
     encoder = TextEncoder(bert)
     means = [F.normalize(encoder.encode(own).mean(0), dim=0) for own in CAPTIONS[:3]]
     scores = teacher.scores(["a dog on a boat"])[0]
@@ -161,17 +161,36 @@ def test_a_sentence_encoder_knows_items_by_what_is_said_of_them(bert, splits):
     for item, own in enumerate(CAPTIONS[:2]):  # the third has one sentence: left out, nothing is left
         for place, sentence in enumerate(own):
             rest = F.normalize(encoder.encode(own[:place] + own[place + 1 :]).mean(0), dim=0)
-            rows = [rest if other == item else means[other] for other in range(3)] + [torch.zeros(32)]
+            rows = [rest if other == item else means[other] for other in range(3)]
             cosines.append(torch.stack(rows) @ encoder.encode([sentence])[0])
             owners.append(item)
     assert teacher.temperature == best_temperature(torch.stack(cosines), torch.tensor(owners))
 
 
-def test_a_teacher_that_cannot_be_had_is_one_line(tmp_path, splits):
-    args = SimpleNamespace(device="cpu", disable_tqdm=True)
+def test_items_with_one_sentence_each_are_taught_at_the_usual_temperature(bert, splits):
+    train = splits.train.map(lambda row: {"captions": row["captions"][:1]})
+    single = IndexedSplits(train, splits.gallery, None)
     identifiers = Identifiers.from_sequences("atomic", splits.item_ids, [[10], [11], [12], [13]], EOS)
+    assert open_teacher(TeacherArguments(str(bert)), single, identifiers, ARGS).temperature == TEMPERATURE
+
+
+def test_documents_that_are_written_beside_are_longer_than_identifiers():
+    logits, labels = batch("atomic", [0, 2])
+    longer = F.pad(labels, (0, 3), value=-100)
+    teacher = teacher_of("atomic")
+    expected = teacher.loss(logits, labels, ["east", "north"])
+    assert teacher.loss(F.pad(logits, (0, 0, 0, 3)), longer, ["east", "north"]).item() == pytest.approx(expected.item())
+
+
+def test_a_teacher_that_cannot_be_had_is_one_line(tmp_path, splits, bert):
     with pytest.raises(UserError, match=r"--teacher_model_name_or_path .*missing is not a folder"):
-        open_teacher(TeacherArguments(str(tmp_path / "missing")), splits, identifiers, args, {})
+        check_teacher(TeacherArguments(str(tmp_path / "missing")), splits, {})
+    silent = IndexedSplits(splits.train.select([]), splits.gallery, None)
+    with pytest.raises(UserError, match="no item has a trained sentence"):
+        check_teacher(TeacherArguments(str(bert)), silent, {})
+    BertModel.from_pretrained(bert).save_pretrained(tmp_path / "bare")
+    with pytest.raises(UserError, match=r"--teacher_model_name_or_path: .* brings no tokenizer"):
+        open_teacher(TeacherArguments(str(tmp_path / "bare")), splits, None, ARGS)
     with pytest.raises(ValueError, match="--teacher_weight 0"):
         TeacherArguments("encoder", teacher_weight=0)
-    assert open_teacher(TeacherArguments(), splits, identifiers, args, {}) is None
+    assert open_teacher(TeacherArguments(), splits, None, ARGS) is None
