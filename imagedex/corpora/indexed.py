@@ -34,12 +34,16 @@ class IndexedSplits(RetrievalSplits):
         """What asks and what is found, for people."""
         return ("questions", "documents") if self.documents else ("captions", "pictures")
 
+    def known_sentences(self) -> list[list[str]]:
+        """Of each item its trained sentences."""
+        trained = dict(zip(self.train["image_id"], self.train["captions"], strict=True))
+        return [trained.get(image_id, []) for image_id in self.item_ids]
+
     def item_texts(self) -> list[str]:
         """What may be said of each item: a document's text, a picture's trained captions ("" where it has none)."""
         if self.documents:
             return self.gallery["text"][:]
-        trained = dict(zip(self.train["image_id"], self.train["captions"], strict=True))
-        return [" ".join(trained.get(image_id, [])) for image_id in self.item_ids]
+        return [" ".join(own) for own in self.known_sentences()]
 
     def known_pairs(self) -> list[tuple[str, str]]:
         """Each trained sentence, with what else may be said of its item: a question with the document's text, a caption with

@@ -127,17 +127,25 @@ class _MeanPooled(torch.nn.Module):
         return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
+def caption_vectors(encoder: TextEncoder, captions: Sequence[Sequence[str]], **options):
+    """All captions' vectors (M, D), the row of each one's picture (M,), and their sum for each picture (N, D)."""
+    owners = torch.tensor([row for row, own in enumerate(captions) for _ in own], dtype=torch.long)
+    vectors = torch.empty(0, encoder.model.config.hidden_size)
+    if len(owners):
+        vectors = encoder.encode([caption for own in captions for caption in own], **options)
+    return vectors, owners, torch.zeros(len(captions), vectors.shape[1]).index_add_(0, owners, vectors)
+
+
+def mean_vectors(sums: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
+    """(N, D) of length 1, of what `caption_vectors` gives; NaN where a picture has no caption."""
+    without = torch.bincount(owners, minlength=len(sums)) == 0
+    return torch.nn.functional.normalize(sums, dim=1).masked_fill(without[:, None], torch.nan)
+
+
 def mean_caption_vectors(encoder: TextEncoder, captions: Sequence[Sequence[str]], **options) -> torch.Tensor:
     """(N, D) float32: each picture's caption vectors averaged and normalised; NaN where a picture has no caption."""
-    flat = [caption for own in captions for caption in own]
-    owner = torch.tensor([row for row, own in enumerate(captions) for _ in own])
-    if not flat:
-        return torch.full((len(captions), encoder.model.config.hidden_size), torch.nan)
-    vectors = encoder.encode(flat, **options)  # (all captions, D)
-    sums = torch.zeros(len(captions), vectors.shape[1]).index_add_(0, owner, vectors)
-    means = torch.nn.functional.normalize(sums, dim=1)
-    means[torch.tensor([not own for own in captions])] = torch.nan
-    return means
+    _, owners, sums = caption_vectors(encoder, captions, **options)
+    return mean_vectors(sums, owners)
 
 
 def baseline_rows(

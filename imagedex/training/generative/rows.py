@@ -95,8 +95,7 @@ class ItemInputs:
 
     def known_sentences(self) -> list[list[dict]]:
         """Of each item of the gallery, what is trained to lead to it, as tokens: its sentences, and a document's own text."""
-        texts = dict(zip(self.splits.train["image_id"], self.splits.train["captions"], strict=True))
-        known = [self.tokens(self.processor, texts.get(item, [])) for item in self.splits.item_ids]
+        known = [self.tokens(self.processor, own) for own in self.splits.known_sentences()]
         if self.splits.documents:
             reader = self.reading(self.document_prompt)
             documents = zip(known, self.splits.gallery["text"], strict=True)

@@ -24,7 +24,7 @@ from imagedex.corpora.indexed import IndexedSplits
 from imagedex.encoding.dual_encoder import load_dual_encoder
 from imagedex.encoding.vectors import encode_images, encode_texts
 from imagedex.errors import UserError
-from imagedex.evaluation.baselines import TextEncoder, mean_caption_vectors
+from imagedex.evaluation.baselines import TextEncoder, caption_vectors, mean_vectors
 from imagedex.identifiers.vectors import check_same_split
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.training.generative.arguments import TeacherArguments
@@ -115,7 +115,7 @@ def check_teacher(wanted: TeacherArguments, splits: IndexedSplits, corpus: dict)
             raise UserError(f"--{FLAG} {name} sees pictures, and the items are documents; give a sentence encoder")
         if read_model_type(name, FLAG) == "xmatching":
             check_same_split(Path(name).expanduser(), corpus, FLAG)
-    elif not any(item_texts(splits)):
+    elif not any(said_of_items(splits)):
         raise UserError(f"--{FLAG} {name} reads what is said of items, and no item has a trained sentence")
 
 
@@ -149,20 +149,17 @@ def sentence_teacher(name: str, splits: IndexedSplits, args, options: dict):
     except UserError as error:
         raise UserError(f"--{FLAG}: {error}") from error
     encoder.model.requires_grad_(False)
-    texts, encode = item_texts(splits), functools.partial(encoder.encode, device=args.device)
-    items = mean_caption_vectors(encoder, texts, **options)
-    sentences, owners = some_of([own if len(own) > 1 else [] for own in texts])
-    if not owners:
+    texts, encode = said_of_items(splits), functools.partial(encoder.encode, device=args.device)
+    vectors, owners, sums = caption_vectors(encoder, texts, **options)
+    items = mean_vectors(sums, owners)
+    rows = some_of([row for row, owner in enumerate(owners.tolist()) if len(texts[owner]) > 1])
+    if not rows:
         return encode, items, TEMPERATURE
-    # without the sentence itself: the others' sum is the mean's direction, as long as that sum is, less this one
-    whole = [row for row in sorted(set(owners)) for _ in texts[row]]
-    sums = torch.zeros_like(items).index_add_(
-        0, torch.tensor(whole), encoder.encode([text for row in sorted(set(owners)) for text in texts[row]], **options)
-    )
-    vectors, rows = encode(sentences), torch.arange(len(owners))
+    vectors, owners = vectors[rows], owners[rows]
     cosines = known_cosines(vectors, items)
-    cosines[rows, owners] = (vectors * F.normalize(sums[owners] - vectors, dim=1)).sum(1)
-    return encode, items, best_temperature(cosines, torch.tensor(owners))
+    # without the sentence itself: the others' sum is the mean's direction, as long as that sum is, less this one
+    cosines[torch.arange(len(rows)), owners] = (vectors * F.normalize(sums[owners] - vectors, dim=1)).sum(1)
+    return encode, items, best_temperature(cosines, owners)
 
 
 def dual_teacher(name: str, splits: IndexedSplits, args, options: dict):
@@ -173,9 +170,10 @@ def dual_teacher(name: str, splits: IndexedSplits, args, options: dict):
     items = encode_images(encoder.model, encoder.image_processor, splits.gallery, size, num_workers=workers, **options)
     settings = {"device": args.device, "text_kwargs": encoder.text_kwargs}
     encode = functools.partial(encode_texts, encoder.model, encoder.tokenizer, **settings)
-    sentences, owners = some_of(known_sentences(splits))
-    if not owners:
+    pairs = some_of([(text, row) for row, own in enumerate(splits.known_sentences()) for text in own])
+    if not pairs:
         return encode, items, TEMPERATURE
+    sentences, owners = zip(*pairs, strict=True)
     return encode, items, best_temperature(known_cosines(encode(sentences), items), torch.tensor(owners))
 
 
@@ -184,25 +182,17 @@ def known_cosines(sentences: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
     return (sentences @ items.nan_to_num().T).masked_fill(items.isnan().any(1), -torch.inf)
 
 
-def known_sentences(splits: IndexedSplits) -> list[list[str]]:
-    """Of each item its trained sentences, in the gallery's order."""
-    trained = dict(zip(splits.train["image_id"], splits.train["captions"], strict=True))
-    return [trained.get(item, []) for item in splits.item_ids]
+def said_of_items(splits: IndexedSplits) -> list[list[str]]:
+    """Of each item its trained sentences; of a document its own text before them."""
+    known = splits.known_sentences()
+    return (
+        [[text, *own] for text, own in zip(splits.gallery["text"], known, strict=True)] if splits.documents else known
+    )
 
 
-def item_texts(splits: IndexedSplits) -> list[list[str]]:
-    """As `known_sentences`; of a document its own text, too."""
-    known = known_sentences(splits)
-    if not splits.documents:
-        return known
-    return [[text, *own] for text, own in zip(splits.gallery["text"], known, strict=True)]
-
-
-def some_of(texts: list[list[str]]) -> tuple[list[str], list[int]]:
-    """At most `SENTENCES_FOR_TEMPERATURE` sentences, spaced evenly, and the item of each."""
-    flat = [(text, row) for row, own in enumerate(texts) for text in own]
-    flat = flat[:: -(-len(flat) // SENTENCES_FOR_TEMPERATURE) or 1]
-    return [text for text, _ in flat], [row for _, row in flat]
+def some_of(rows: list) -> list:
+    """At most `SENTENCES_FOR_TEMPERATURE` of them, spaced evenly."""
+    return rows[:: -(-len(rows) // SENTENCES_FOR_TEMPERATURE) or 1]
 
 
 def best_temperature(cosines: torch.Tensor, owners: torch.Tensor) -> float:
