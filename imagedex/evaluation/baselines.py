@@ -130,9 +130,10 @@ class _MeanPooled(torch.nn.Module):
 def caption_vectors(encoder: TextEncoder, captions: Sequence[Sequence[str]], **options):
     """All captions' vectors (M, D), the row of each one's picture (M,), and their sum for each picture (N, D)."""
     owners = torch.tensor([row for row, own in enumerate(captions) for _ in own], dtype=torch.long)
-    vectors = torch.empty(0, encoder.model.config.hidden_size)
     if len(owners):
         vectors = encoder.encode([caption for own in captions for caption in own], **options)
+    else:
+        vectors = torch.empty(0, encoder.model.config.hidden_size)
     return vectors, owners, torch.zeros(len(captions), vectors.shape[1]).index_add_(0, owners, vectors)
 
 
