@@ -15,3 +15,12 @@ if IS_CHECKOUT:
     __path__.append(str(HERE.parent))
 
 DATA = HERE.parent if IS_CHECKOUT else HERE  # where recipes/, model_cards/ and accelerate_configs/ lie
+
+
+def __getattr__(name: str):
+    """`from imagedex import Gallery`, without torch before it is asked for."""
+    if name == "Gallery":
+        from imagedex.gallery.gallery import Gallery
+
+        return Gallery
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,11 +19,21 @@ COMMANDS = {
     "dsi": ("run_dsi", "train and evaluate a generative retriever: caption (or question) -> identifier"),
     "retrieval": ("run_retrieval", "ask trained models: sentences in; rankings, figures and a contact sheet out"),
 }
-RECIPES, CLEAR_KEPT = "recipes", "clear-kept"
-LISTED = {name: does for name, (_, does) in COMMANDS.items()} | {
-    RECIPES: "list the recipes: settings to begin with",
-    CLEAR_KEPT: "remove what --keep_states has kept on disk",
+# subcommands of imagedex.gallery.commands
+GALLERY = {
+    "index": "make a gallery of pictures, or bring it in step with them",
+    "search": "find pictures in a gallery: a sentence or a picture in, pictures out",
+    "export": "write a gallery's vectors as Parquet",
 }
+RECIPES, CLEAR_KEPT = "recipes", "clear-kept"
+LISTED = (
+    GALLERY
+    | {name: does for name, (_, does) in COMMANDS.items()}
+    | {
+        RECIPES: "list the recipes: settings to begin with",
+        CLEAR_KEPT: "remove what --keep_states has kept on disk",
+    }
+)
 PLAIN_HELP = {
     RECIPES: "usage: imagedex recipes\n\nLists the recipes that come with imagedex; each can be named from any folder.",
     CLEAR_KEPT: "usage: imagedex clear-kept [FOLDER]\n\nRemoves what --keep_states has kept: in the folder that was given as "
@@ -95,6 +105,10 @@ def carry_out(name: str, argv: list[str]) -> None:
         if argv[1:] or (argv and argv[0].startswith("-")):
             raise UserError(f"imagedex clear-kept takes one folder, or none: {' '.join(argv)}")
         print(clear_kept(*argv))
+    elif name in GALLERY:
+        from imagedex.gallery import commands
+
+        commands.COMMANDS[name](argv)
     elif name in COMMANDS:
         script = importlib.import_module(f"imagedex.{COMMANDS[name][0]}")
         script.main(argv, prog=f"imagedex {name}")

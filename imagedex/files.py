@@ -28,6 +28,21 @@ def write_atomically(path: Path | str, content: str | bytes) -> None:
 
 
 @contextmanager
+def whole_file(path: Path):
+    """A temporary path to write to, renamed to `path` when the block ends well and removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+@contextmanager
 def whole_folder(folder: Path):
     """A temporary folder to fill, renamed to `folder` when the block ends well and removed when it does not."""
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -147,8 +147,8 @@ class Store:
             raise KeyError(f"{(found < 0).sum()} of {len(keys)} rows are not in {self.folder}")
         return StoredRows(self.shards, self._shard_of[found], self._place_of[found])
 
-    def write(self, keys: np.ndarray, **fields: np.ndarray) -> None:
-        """A new shard, whole or not at all. Args: keys (rows, 16) uint8; fields (rows, ...). `reload` makes it readable."""
+    def write(self, keys: np.ndarray, **fields: np.ndarray) -> Path:
+        """A new shard's file, whole or not at all. Args: keys (rows, 16) uint8; fields (rows, ...). `reload` finds it."""
         if not (self.folder / RECORD).exists():
             record = {"format": FORMAT, "maker": self.maker}
             write_atomically(self.folder / RECORD, json.dumps(record, indent=2) + "\n")
@@ -156,7 +156,9 @@ class Store:
         # one entry: safetensors writes several in any order, and the same rows are to be the same bytes
         metadata = {"shard": json.dumps({"maker": self.fingerprint, "checksum": checksum(arrays)})}
         name = hashlib.blake2b(arrays["keys"].tobytes(), digest_size=8).hexdigest()
-        write_atomically(self.folder / f"shard-{name}.safetensors", safetensors.numpy.save(arrays, metadata))
+        path = self.folder / f"shard-{name}.safetensors"
+        write_atomically(path, safetensors.numpy.save(arrays, metadata))
+        return path
 
     def fill(
         self,

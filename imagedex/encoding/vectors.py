@@ -105,29 +105,48 @@ def encode_images(
 
 
 def image_vector_batches(
-    model, image_processor, dataset, batches: Sequence[Sequence[int]], device=None, num_workers=0, progress=False
+    model,
+    image_processor,
+    dataset,
+    batches: Sequence[Sequence[int]],
+    device=None,
+    num_workers=0,
+    progress=False,
+    unreadable: dict[int, str] | None = None,
 ) -> Iterator[torch.Tensor]:
-    """As `encode_images`, for the given batches of rows, one (B, D) tensor at a time."""
-    loader = picture_batches(image_processor, dataset, batches, num_workers)
+    """As `encode_images`, for the given batches of rows, one (B, D) tensor at a time.
+
+    Args: dataset, as there, or one of (picture, None) and (None, what is wrong with it); unreadable, gets the rows of pictures
+    that cannot be read, and why; their vectors are zeros then.
+    """
+    loader = picture_batches(image_processor, dataset, batches, num_workers, unreadable)
     with encoding_on(model, device) as device, progress_bar(sum(map(len, batches)), "pictures", progress) as bar:
         for rows, inputs in zip(batches, loader, strict=True):
             inputs = {name: _to_model(value, model, device) for name, value in inputs.items()}
-            yield unit_vectors(model.get_image_features(**inputs))
+            vectors = unit_vectors(model.get_image_features(**inputs))
+            bad = [place for place, row in enumerate(rows) if unreadable and row in unreadable]
+            vectors[bad] = 0.0
+            yield vectors
             bar.update(len(rows))
 
 
-def picture_batches(image_processor, dataset, batches: Sequence[Sequence[int]], num_workers: int = 0) -> Iterator[dict]:
-    """What the image processor makes of the given batches of rows. Raises `UserError` for a picture that cannot be read."""
+def picture_batches(
+    image_processor, dataset, batches: Sequence[Sequence[int]], num_workers: int = 0, unreadable: dict | None = None
+) -> Iterator[dict]:
+    """What the image processor makes of the given batches of rows, see `image_vector_batches`. Raises `UserError` for a picture
+    that cannot be read, where nobody counts these."""
     loader = DataLoader(
-        _Pictures(dataset),
+        _Pictures(dataset) if hasattr(dataset, "select_columns") else dataset,
         batch_sampler=batches,
         num_workers=min(num_workers, len(batches)),
         collate_fn=_Preprocess(image_processor),
         pin_memory=torch.cuda.is_available(),
     )
-    for inputs in loader:
-        if "unreadable" in inputs:
-            raise UserError(f"cannot read the picture {inputs['unreadable']}")
+    for rows, (inputs, bad) in zip(batches, loader, strict=True):
+        if bad and unreadable is None:
+            raise UserError(f"cannot read the picture {next(iter(bad.values()))}")
+        for place, reason in bad.items():
+            unreadable[rows[place]] = reason
         yield inputs
 
 
@@ -189,13 +208,13 @@ class _Pictures(Dataset):
 
 
 class _Preprocess:
-    """Runs the image processor in the worker. A class, so that it can be sent to spawned processes."""
+    """Runs the image processor in the worker; gives what it makes, and the reasons by place of what cannot be read, where a white
+    picture stands. A class, so that it can be sent to spawned processes."""
 
     def __init__(self, image_processor):
         self.image_processor = image_processor
 
     def __call__(self, items):
-        unreadable = [reason for _, reason in items if reason]
-        if unreadable:
-            return {"unreadable": unreadable[0]}
-        return read_pictures([picture for picture, _ in items], self.image_processor)
+        unreadable = {place: reason for place, (_, reason) in enumerate(items) if reason}
+        pictures = [Image.new("RGB", (64, 64), "white") if reason else picture for picture, reason in items]
+        return read_pictures(pictures, self.image_processor), unreadable

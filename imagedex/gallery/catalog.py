@@ -1,0 +1,135 @@
+"""What is in a gallery: a table, one row a picture, in one file that is replaced as a whole. Its renaming is the one moment in
+which a change happens; vectors are written before it, and what it does not name is not there."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imagedex.errors import UserError
+from imagedex.files import write_atomically
+
+FILE = "catalog.parquet"
+LOCK = ".lock"
+FORMAT = 1
+
+SCHEMA = pa.schema(
+    {
+        "image_id": pa.string(),  # POSIX path relative to its root, after the root's prefix
+        "path": pa.string(),  # absolute; of a picture within a table or an archive that file, then "::" and its place
+        "root": pa.string(),
+        "folder": pa.string(),  # of the image_id; "" at the root
+        "bytes": pa.int64(),
+        "changed": pa.int64(),  # the file's time, in nanoseconds
+        "key": pa.binary(16),  # hash of the content
+        "width": pa.int32(),  # pixels, as it is shown
+        "height": pa.int32(),
+        "date": pa.timestamp("ms"),  # when it was taken; where the picture does not say, its file's time
+        "captions": pa.list_(pa.string()),
+        "unreadable": pa.string(),  # the reason; "" of a picture that can be found
+    }
+)
+COLUMNS = tuple(SCHEMA.names)
+
+
+@dataclass
+class Roots:
+    """Where pictures come from: folder (or file) -> prefix of its image_ids; that of the first is empty."""
+
+    prefixes: dict[str, str] = field(default_factory=dict)
+
+    def prefix(self, root: str) -> str:
+        """The root's own, made from its name where it is new: `holiday/`, `holiday-2/`, ..."""
+        if root not in self.prefixes:
+            taken, name, number = set(self.prefixes.values()), Path(root).name or "root", 1
+            wanted = f"{name}/" if taken else ""
+            while wanted in taken:
+                number += 1
+                wanted = f"{name}-{number}/"
+            self.prefixes[root] = wanted
+        return self.prefixes[root]
+
+
+@dataclass
+class Header:
+    """What the catalog says of the whole gallery.
+
+    Attributes:
+        model: as it was named. maker: its fingerprints, see `imagedex.encoding.store`. files: of the model's files names, sizes
+            and times, by which it is known again without a look at its weights.
+        vector_type: "float32" or "float16". cut_off: see `imagedex.gallery.cut_off`; {} where none was calibrated.
+    """
+
+    model: str
+    maker: dict[str, str]
+    files: list
+    vector_type: str = "float32"
+    roots: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+def read(folder: Path) -> tuple[Header, pa.Table] | None:
+    """The catalog of a gallery; None where there is none yet. Raises `UserError` for a broken one."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        table = pq.read_table(path, memory_map=True)
+        record = json.loads(table.schema.metadata[b"imagedex"])
+        if record.get("format") != FORMAT:
+            raise UserError(f"{folder} is a gallery of another format ({record.get('format')}); make it anew")
+        return Header(**record), table.replace_schema_metadata(None).cast(SCHEMA)
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} is broken ({' '.join(str(error).split())[:120]}); delete it and index again"
+        ) from error
+
+
+def write(folder: Path, header: Header, table: pa.Table) -> None:
+    """Whole or not at all: this is the moment in which a change of the gallery happens."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({"imagedex": json.dumps(asdict(header))}), sink, compression="zstd")
+    write_atomically(folder / FILE, sink.getvalue().to_pybytes())
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Within it no other process changes the gallery. The kernel takes the lock back when a process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is changing the gallery {folder}; try again when it has ended") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def empty() -> pa.Table:
+    return SCHEMA.empty_table()
+
+
+def keys_of(table: pa.Table) -> np.ndarray:
+    """(N, 16) uint8."""
+    column = table["key"].combine_chunks()
+    return np.frombuffer(column.buffers()[1], np.uint8)[
+        column.offset * 16 : (column.offset + len(column)) * 16
+    ].reshape(-1, 16)
+
+
+def files_of(source: str) -> list:
+    """Name, size and time of each file of a model's folder (of a Hub model: of its snapshot)."""
+    folder = Path(source)
+    names = sorted(
+        name for name in os.listdir(folder) if name.endswith((".safetensors", ".json", ".bin", ".txt", ".model"))
+    )
+    stats = [(name, os.stat(folder / name)) for name in names]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]

@@ -1,0 +1,207 @@
+"""The commands `imagedex index`, `imagedex search` and `imagedex export`: a gallery from the command line."""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import webbrowser
+from pathlib import Path
+
+from imagedex.errors import UserError
+
+logger = logging.getLogger("imagedex")
+
+
+class Parser(argparse.ArgumentParser):
+    """A complaint is one line."""
+
+    def error(self, message):
+        raise UserError(f"{message}; {self.prog} --help lists the arguments")
+
+
+def parser_of(name: str, description: str) -> Parser:
+    parser = Parser(f"imagedex {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gallery", metavar="FOLDER", help="the gallery's folder")
+    parser.add_argument("--model", metavar="DIR_OR_HUB_ID", help="a dual encoder; by default the gallery's own")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the best there is")
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="run the code that a model on the Hub brings with it"
+    )
+    return parser
+
+
+def index(argv: list[str]) -> None:
+    """imagedex index PHOTOS --gallery G"""
+    parser = parser_of(
+        "index",
+        "Makes a gallery, or brings it in step with its pictures: new and changed ones are encoded, gone ones leave.\n\n"
+        "    imagedex index my_photos --gallery my_gallery\n"
+        "    imagedex index my_photos shards/0.tar list.txt --gallery my_gallery --model runs/mine",
+    )
+    parser.add_argument(
+        "sources", nargs="+", metavar="PHOTOS", help="a folder, a .tar archive, or a .txt with a path a line"
+    )
+    parser.add_argument(
+        "--vector_type", choices=("float32", "float16"), help="of a new gallery; float16 takes half the room"
+    )
+    parser.add_argument("--batch_size", type=positive, default=64, help="pictures encoded at once (default: 64)")
+    parser.add_argument(
+        "--num_workers", type=not_negative, default=default_workers(), help="processes that decode pictures"
+    )
+    parser.add_argument("--json", action="store_true", help="print what changed as one JSON object")
+    args = parser.parse_args(argv)
+    gallery = opened(required(args.gallery, "--gallery"), args, args.vector_type)
+    changes = gallery.add(*args.sources, batch_size=args.batch_size, num_workers=args.num_workers, progress=True)
+    say_what_is_left_out(changes)
+    if args.json:
+        counts = {name: len(getattr(changes, name)) for name in ("added", "changed", "removed")}
+        counts |= {"unchanged": changes.unchanged, "unreadable": changes.unreadable, "passed_over": changes.passed_over}
+        print(json.dumps(counts | {"pictures": len(gallery)}, ensure_ascii=False))
+    else:
+        print(f"{changes.line}; {len(gallery)} pictures in {args.gallery}")
+
+
+def say_what_is_left_out(changes) -> None:
+    for image_id, why in list(changes.unreadable.items())[:20]:
+        logger.warning("cannot be read: %s (%s)", image_id, why)
+    if len(changes.unreadable) > 20:
+        logger.warning("... and %d more", len(changes.unreadable) - 20)
+    phones = sum(changes.passed_over.get(ending, 0) for ending in (".heic", ".heif"))
+    if phones:
+        logger.warning(
+            "%d pictures of phones (.heic) are passed over; to read them: pip install 'imagedex[heic]'", phones
+        )
+    others = {
+        ending or "(no ending)": number
+        for ending, number in changes.passed_over.items()
+        if ending not in (".heic", ".heif")
+    }
+    if others:
+        shown = ", ".join(
+            f"{number} {ending}" for ending, number in sorted(others.items(), key=lambda pair: -pair[1])[:8]
+        )
+        logger.info("files that are no pictures: %s", shown)
+
+
+def search(argv: list[str]) -> None:
+    """imagedex search "two dogs on a beach" --gallery G"""
+    parser = parser_of(
+        "search",
+        "Finds pictures. Each PART is a sentence, or a picture where a file of that name is there; parts combine.\n\n"
+        '    imagedex search "two dogs on a beach" --gallery my_gallery\n'
+        '    imagedex search a.jpg - "leash" --gallery my_gallery --where "folder == \'holiday\'"\n'
+        '    imagedex search "2:dog" + b.jpg --gallery my_gallery --sheet found.jpg\n'
+        '    imagedex search "a red car" --photos my_photos',
+    )
+    parser.add_argument(
+        "parts", nargs="+", metavar="PART", help='"text:..." and "image:..." force what a part is; "2:dog" weighs 2'
+    )
+    parser.add_argument(
+        "--photos", metavar="FOLDER", help="no gallery yet: this folder is indexed into your cache first"
+    )
+    parser.add_argument("--top_k", type=positive, default=10, help="pictures to find (default: 10)")
+    parser.add_argument(
+        "--where", metavar="FILTER", help="only pictures for which this holds: \"width >= 1000 and 'dog' in captions\""
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object: query, images, scores")
+    parser.add_argument("--sheet", metavar="FILE", help="draw what was found into a .jpg or .png")
+    parser.add_argument("--open", action="store_true", help="show what was found")
+    args = parser.parse_args(shielded(argv))
+    words = [word.removeprefix("\0") for word in args.parts]
+    from imagedex.gallery.query import read_parts
+
+    parts = read_parts(words)
+    if args.photos and args.gallery:
+        raise UserError("--photos and --gallery: give one or the other")
+    gallery = opened(args.gallery or cached_gallery(required(args.photos, "--gallery", "--photos"), args.model), args)
+    if args.photos:
+        changes = gallery.add(args.photos, num_workers=default_workers(), progress=True)
+        say_what_is_left_out(changes)
+    if not len(gallery):
+        raise UserError(
+            f"the gallery {gallery.folder} holds no picture; fill it with: imagedex index PHOTOS --gallery {gallery.folder}"
+        )
+    found = gallery.search(*parts, top_k=args.top_k, where=args.where)
+    query = " ".join(words)
+    if args.json:
+        answer = {
+            "query": query,
+            "images": [one.image_id for one in found],
+            "scores": [round(one.score, 6) for one in found],
+        }
+        print(json.dumps(answer, ensure_ascii=False))
+    else:
+        print("\n".join(f"{one.score:7.4f}  {one.path}" for one in found) or "no picture passes the filter")
+    if args.sheet or args.open:
+        from imagedex.gallery.sheet import draw
+
+        sheet = args.sheet or os.path.join(tempfile.mkdtemp(prefix="imagedex-"), "found.jpg")
+        draw(query, found, Path(sheet))
+        if args.open:
+            webbrowser.open(Path(sheet).resolve().as_uri())
+
+
+def shielded(argv: list[str]) -> list[str]:
+    """A lone "-" is a word between parts; argparse would pass it on, but not "-5 degrees" or the like, which stay mistakes."""
+    return ["\0-" if word == "-" else word for word in argv]
+
+
+def export(argv: list[str]) -> None:
+    """imagedex export --gallery G --to vectors.parquet"""
+    parser = parser_of(
+        "export", "Writes a gallery's catalog and vectors as one Parquet file, for DuckDB, Spark, Ray, Milvus, ..."
+    )
+    parser.add_argument("--to", metavar="FILE", required=True, help="a .parquet file")
+    args = parser.parse_args(argv)
+    gallery = opened(required(args.gallery, "--gallery"), args)
+    written = gallery.export(args.to)
+    print(f"{written} pictures: {args.to}")
+
+
+COMMANDS = {"index": index, "search": search, "export": export}
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+def not_negative(text: str) -> int:
+    return 0 if text == "0" else positive(text)
+
+
+def default_workers() -> int:
+    """One core encodes; the others decode."""
+    return max(0, min(8, (os.cpu_count() or 1) - 1))
+
+
+def required(value: str | None, *flags: str) -> str:
+    if not value:
+        raise UserError(f"which pictures? Give {' or '.join(flags)}")
+    return value
+
+
+def cached_gallery(photos: str, model: str | None) -> Path:
+    """Where the gallery of a folder and a model lies in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.blake2b(
+        f"{Path(photos).resolve()}\0{model or ''}".encode("utf-8", "surrogateescape"), digest_size=8
+    ).hexdigest()
+    return cache / "imagedex" / "galleries" / f"{Path(photos).resolve().name}-{name}"
+
+
+def opened(folder, args, vector_type: str | None = None):
+    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    from transformers.utils import logging as theirs
+
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    from imagedex.gallery.gallery import Gallery
+
+    return Gallery.open(
+        folder, args.model, device=args.device, vector_type=vector_type, trust_remote_code=args.trust_remote_code
+    )

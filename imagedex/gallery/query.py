@@ -1,0 +1,68 @@
+"""What is asked of a gallery: parts that are added and taken off, each a sentence or a picture.
+
+"two dogs on a beach"            a sentence
+a.jpg                            a picture, where a file of that name is there
+text:a.jpg  image:a.jpg          one or the other, whatever is there
+"2:dog"                          counts twice
+- leash                          the next part is taken off; + is the default
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagedex.errors import UserError
+
+_WEIGHT = re.compile(r"(\d+(?:\.\d+)?):(?=\S)")
+
+
+@dataclass
+class Part:
+    """A sentence or the path of a picture, and how much it counts; a negative weight takes it off."""
+
+    text: str = ""
+    path: str = ""
+    weight: float = 1.0
+
+
+def read_part(word: str, weight: float = 1.0) -> Part:
+    """One part. Raises `UserError`: nothing in it, or a picture that is not there."""
+    weighted = _WEIGHT.match(word)
+    if weighted and not Path(word).is_file():
+        weight, word = weight * float(weighted[1]), word[weighted.end() :]
+    kind, _, rest = word.partition(":")
+    if kind == "image":
+        if not Path(rest).expanduser().is_file():
+            raise UserError(f"image:{rest}: there is no such file")
+        return Part(path=str(Path(rest).expanduser()), weight=weight)
+    if kind == "text":
+        word = rest
+    elif is_file(word):
+        return Part(path=str(Path(word).expanduser()), weight=weight)
+    if not word.strip():
+        raise UserError("a part of the query is empty")
+    return Part(text=word, weight=weight)
+
+
+def is_file(word: str) -> bool:
+    try:
+        return Path(word).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # longer than a name can be, ...
+        return False
+
+
+def read_parts(words: Sequence[str]) -> list[Part]:
+    """Parts of a command line, where `+` and `-` are words of their own. Raises `UserError`."""
+    parts, sign = [], 1.0
+    for word in words:
+        if word in ("+", "-"):
+            sign = 1.0 if word == "+" else -1.0
+        else:
+            parts.append(read_part(word, sign))
+            sign = 1.0
+    if words and words[-1] in ("+", "-"):
+        raise UserError(f"nothing follows the last {words[-1]}")
+    if not any(part.weight > 0 for part in parts):
+        raise UserError("nothing is asked for: give a sentence or a picture, not only what is to be taken off")
+    return parts

@@ -1,0 +1,202 @@
+"""Which pictures a folder holds now, and what has changed of them since they were last looked at."""
+
+import datetime
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+from PIL import ExifTags, Image
+
+from imagedex.encoding.store import KEY_BYTES
+from imagedex.encoding.vectors import progress_bar
+from imagedex.errors import UserError
+from imagedex.gallery.catalog import SCHEMA
+from imagedex.gallery.pictures import UNREADABLE, WITHIN, content_of, reason
+
+PHONES = (".heic", ".heif")
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations in which width and height change places
+NOT_UTF8 = "(a name that is not UTF-8)"
+
+
+@dataclass
+class Place:
+    """A file that may hold a picture: its image_id, where it lies, its size and time."""
+
+    image_id: str
+    path: str
+    root: str
+    bytes: int
+    changed: int
+    captions: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Changes:
+    """What an update found, by image_id."""
+
+    added: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)  # and why; of those that were looked at this time
+    passed_over: dict[str, int] = field(default_factory=dict)  # ending -> files that are no pictures here
+    unchanged: int = 0
+
+    @property
+    def line(self) -> str:
+        parts = [f"{len(own)} {name}" for name in ("added", "changed", "removed") if (own := getattr(self, name))]
+        return ", ".join([*parts, f"{self.unchanged} unchanged", f"{len(self.unreadable)} unreadable"])
+
+
+def describe_all(places: Sequence[Place], threads: int, progress: bool) -> Iterator[dict]:
+    """Rows of the catalog, in the places' order. Reading and hashing leave Python's lock, so threads help."""
+    with ThreadPoolExecutor(threads) as pool, progress_bar(len(places), "files", progress, "reading") as bar:
+        for row in pool.map(describe, places):
+            bar.update(1)
+            yield row
+
+
+def describe(place: Place) -> dict:
+    """A row of the catalog: the picture's hash, size and date, from its head. That its pixels can be read is seen later."""
+    row = {
+        "image_id": place.image_id,
+        "path": place.path,
+        "root": place.root,
+        "folder": Path(place.image_id).parent.as_posix().removeprefix("."),
+        "bytes": place.bytes,
+        "changed": place.changed,
+        "captions": place.captions,
+        "unreadable": "",
+    }
+    taken = None
+    try:
+        content = content_of(place.path)
+        row["key"] = hashlib.blake2b(content, digest_size=KEY_BYTES).digest()
+        with Image.open(io.BytesIO(content)) as picture:
+            exif = picture.getexif()
+            width, height = picture.size
+            turned = exif.get(ExifTags.Base.Orientation) in SIDEWAYS
+            row["width"], row["height"] = (height, width) if turned else (width, height)
+            taken = date_of(exif)
+    except UNREADABLE as error:
+        row["unreadable"] = reason(error)
+        row.setdefault("key", bytes(KEY_BYTES))
+    row["date"] = taken or datetime.datetime.fromtimestamp(place.changed // 10**9)
+    return row
+
+
+def date_of(exif) -> datetime.datetime | None:
+    """When the picture was taken, as the camera wrote it (its local time)."""
+    text = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal) or exif.get(ExifTags.Base.DateTime)
+    try:
+        return datetime.datetime.strptime(str(text).strip("\0 "), "%Y:%m:%d %H:%M:%S")
+    except ValueError:
+        return None
+
+
+def as_table(rows: Sequence[dict]) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=SCHEMA)
+
+
+def check_source(source: str | Path) -> Path:
+    """Absolute. Raises `UserError`: neither a folder nor a list of files nor a tar archive."""
+    path = Path(os.path.abspath(Path(source).expanduser()))
+    if not path.exists():
+        raise UserError(f"{source}: there is no such folder or file")
+    if path.is_file() and path.suffix.lower() not in (".txt", ".tar"):
+        raise UserError(f"{source}: give a folder of pictures, a .txt with a path a line, or a .tar archive")
+    return path
+
+
+def places_in(root: Path, prefix: str) -> tuple[list[Place], dict[str, int]]:
+    """The pictures of a source, and how many other files there are of each ending."""
+    others: dict[str, int] = {}
+    if root.is_file() and root.suffix.lower() == ".tar":
+        return list(in_archive(root, prefix, others)), others
+    places = []
+    for name, path in files_below(root, others) if root.is_dir() else listed_in(root):
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError:
+            count(others, NOT_UTF8)
+            continue
+        status = os.stat(path)
+        places.append(Place(prefix + name, path, str(root), status.st_size, status.st_mtime_ns))
+    return places, others
+
+
+def count(others: dict[str, int], ending: str) -> None:
+    others[ending] = others.get(ending, 0) + 1
+
+
+def extensions() -> frozenset[str]:
+    """Endings of pictures. Those of phones are read with pillow-heif, the extra `heic`, where it is installed."""
+    from imagedex.corpora.paths import image_extensions  # brings datasets, which a search does not wait for
+
+    try:
+        import pillow_heif
+    except ImportError:
+        return image_extensions()
+    pillow_heif.register_heif_opener()
+    return image_extensions() | set(PHONES)
+
+
+def files_below(folder: Path, others: dict[str, int]) -> list[tuple[str, str]]:
+    """(path relative to the folder, absolute path) of every picture in it and below, sorted; hidden ones aside; each folder
+    once, whatever links lead to it."""
+    found, seen, endings = [], set(), extensions()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:
+            folders[:] = []
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            path, ending = os.path.join(parent, name), os.path.splitext(name)[1].lower()
+            if name.startswith(".") or not os.path.isfile(path):
+                continue
+            if ending in endings:
+                found.append((Path(path).relative_to(folder).as_posix(), path))
+            else:
+                count(others, ending)
+    return sorted(found)
+
+
+def listed_in(file: Path) -> list[tuple[str, str]]:
+    """As `files_below`, of a list: a path a line, relative to the list's folder or absolute."""
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8: {error}") from error
+    found = {Path(line).as_posix().lstrip("/"): os.path.abspath(file.parent / line) for line in lines}
+    missing = [path for path in found.values() if not os.path.isfile(path)]
+    if missing:
+        raise UserError(f"{file} names {len(missing)} files that are not there, the first is {missing[0]}")
+    return sorted(found.items())
+
+
+def in_archive(file: Path, prefix: str, others: dict[str, int]) -> Iterator[Place]:
+    """Pictures of a tar archive where they lie in it; a text of the same name beside one (webdataset's form) is its caption."""
+    changed, endings, texts, pictures = os.stat(file).st_mtime_ns, extensions(), {}, []
+    try:
+        with tarfile.open(file, "r:") as archive:
+            for member in archive:
+                stem, ending = os.path.splitext(member.name)
+                if member.isfile() and ending.lower() in endings:
+                    pictures.append((stem, member))
+                elif member.isfile() and ending.lower() == ".txt":
+                    texts[stem] = archive.extractfile(member).read().decode("utf-8", "replace").strip()
+                elif member.isfile():
+                    count(others, ending.lower())
+    except tarfile.TarError as error:
+        raise UserError(f"{file} is no whole tar archive: {reason(error)}") from error
+    for stem, member in sorted(pictures, key=lambda pair: pair[1].name):
+        path = f"{file}{WITHIN}{member.offset_data}+{member.size}"
+        captions = [texts[stem]] if texts.get(stem) else []
+        yield Place(prefix + member.name, path, str(file), member.size, changed, captions)

@@ -1,0 +1,262 @@
+"""A gallery through changes, against a dictionary of what lies on disk."""
+
+import json
+import os
+import shutil
+import tarfile
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from imagedex.errors import UserError
+from imagedex.gallery import compaction
+from imagedex.gallery.gallery import Gallery
+
+
+def paint(path, number, size=(24, 16)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(number)
+    Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for number in range(8):
+        paint(tmp_path / "photos" / ("sea" if number % 2 else "wood") / f"{number}.png", number)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def gallery(tiny_xmatching, tmp_path):
+    return Gallery.open(tmp_path / "gallery", str(tiny_xmatching), device="cpu")
+
+
+def ids(found):
+    return [one.image_id for one in found]
+
+
+def encoded_anew(gallery, paths):
+    """Vectors of pictures, not from the gallery."""
+    return {path.name: gallery.query_vector([f"image:{path}"]) for path in paths}
+
+
+def test_the_first_time_and_again(gallery, photos):
+    changes = gallery.add(photos)
+    assert (len(changes.added), changes.unchanged, len(gallery)) == (8, 0, 8)
+    assert gallery.add(photos).unchanged == 8
+    found = gallery.search("two dogs on a beach", top_k=3)
+    assert len(found) == 3 and found[0].score >= found[1].score >= found[2].score
+    assert ids(gallery.search("two dogs on a beach", top_k=8, where="folder == 'sea'")) == [
+        one for one in ids(gallery.search("two dogs on a beach", top_k=8)) if one.startswith("sea/")
+    ]
+    with found[0].picture as picture:
+        assert picture.size == (24, 16) and picture.mode == "RGB"
+    assert found[0].row["width"] == 24 and found[0].row["folder"] in ("sea", "wood")
+
+
+def test_a_picture_finds_itself_and_a_part_can_be_taken_off(gallery, photos):
+    gallery.add(photos)
+    asked = photos / "sea" / "3.png"
+    assert ids(gallery.search(str(asked), top_k=1)) == ["sea/3.png"]
+    sentence, picture = (gallery.query_vector([part]) for part in ("text:a dog", f"image:{asked}"))
+    both = gallery.query_vector(["2:a dog", f"image:{asked}"])
+    expected = 2 * sentence + picture
+    assert np.allclose(both, expected / np.linalg.norm(expected), atol=1e-6)
+
+
+def test_new_changed_renamed_and_removed_pictures(gallery, photos, monkeypatch):
+    gallery.add(photos)
+    paint(photos / "sea" / "new.png", 100)
+    paint(photos / "wood" / "0.png", 101, size=(30, 20))
+    (photos / "sea" / "1.png").unlink()
+    (photos / "sea" / "3.png").rename(photos / "sea" / "renamed.png")
+    seen = []
+    real = Gallery._fill
+    monkeypatch.setattr(
+        Gallery, "_fill", lambda self, keys, *a: seen.append(len(self.store.missing(keys))) or real(self, keys, *a)
+    )
+    changes = gallery.add(photos)
+    assert changes.added == ["sea/new.png", "sea/renamed.png"] and changes.changed == ["wood/0.png"]
+    assert changes.removed == ["sea/1.png", "sea/3.png"] and changes.unchanged == 5
+    assert seen == [2]  # the renamed one is known by its content
+    again = Gallery.open(gallery.folder, device="cpu")
+    there = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
+    assert sorted(ids(again.search("a dog", top_k=50))) == there
+
+
+def test_what_cannot_be_read_is_counted_and_not_tried_again(gallery, photos):
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    whole = paint(photos / "cut.png", 5, size=(200, 200)).read_bytes()
+    (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "notes.txt").write_text("x")
+    changes = gallery.add(photos)
+    assert set(changes.unreadable) == {"broken.jpg", "cut.png"} and changes.passed_over == {".txt": 1}
+    assert len(gallery) == 8 and len(gallery.search("a dog", top_k=50)) == 8
+    again = gallery.add(photos)
+    assert not again.unreadable and again.unchanged == 10
+    (photos / "cut.png").write_bytes(whole)
+    assert gallery.add(photos).changed == ["cut.png"] and len(gallery) == 9
+
+
+def test_links_that_lead_back_and_hidden_files(gallery, photos):
+    os.symlink("..", photos / "sea" / "up")
+    os.symlink(".", photos / "here")
+    paint(photos / ".hidden" / "x.png", 50)
+    assert len(gallery.add(photos).added) == 8
+
+
+def test_archives_lists_and_second_folders(gallery, photos, tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for path in sorted(photos.rglob("*.png"))[:2]:
+            archive.add(path, path.name)
+        (tmp_path / "0.txt").write_text("a caption")
+        archive.add(tmp_path / "0.txt", "1.txt")
+    other = paint(tmp_path / "elsewhere" / "x.png", 60)
+    (tmp_path / "list.txt").write_text(f"elsewhere/x.png\n{photos / 'sea' / '1.png'}\n")
+    gallery.add(photos)
+    gallery.add(tmp_path / "0.tar", tmp_path / "list.txt", other.parent)
+    names = ids(gallery.search("a dog", top_k=50))
+    assert {"elsewhere/x.png", "list.txt/elsewhere/x.png"} < set(names) and len(names) == 8 + 2 + 2 + 1
+    in_archive = [one for one in gallery.search("a dog", top_k=50) if one.image_id.startswith("0.tar/")]
+    assert sorted(one.row["captions"] for one in in_archive) == [[], ["a caption"]]
+    assert in_archive[0].picture.size == (24, 16)
+    shutil.rmtree(other.parent)
+    other.parent.mkdir()
+    assert gallery.add(other.parent).removed == ["elsewhere/x.png"]  # of that source alone
+    assert len(gallery) == 12
+
+
+def test_any_sequence_of_changes_finds_what_brute_force_finds(gallery, tmp_path):
+    """Recall is 1 whatever was added, changed and removed, and the disk follows."""
+    rng, photos = np.random.default_rng(0), tmp_path / "p"
+    expected: dict[str, np.ndarray] = {}
+    number = 0
+    for _ in range(12):
+        for _ in range(int(rng.integers(1, 9))):
+            name = f"{rng.integers(0, 14)}.png"
+            if name in expected and rng.random() < 0.5:
+                (photos / name).unlink()
+                del expected[name]
+            else:
+                number += 1
+                paint(photos / name, 1000 + number)
+                os.utime(photos / name, ns=(number, number))
+                expected[name] = np.empty(0)
+        photos.mkdir(exist_ok=True)
+        gallery.add(photos)
+        vectors = encoded_anew(gallery, [photos / name for name in expected])
+        query = gallery.query_vector(["a dog on the beach"])
+        bias = {
+            name: gallery.model.encoder.bank.bias(_tensor(v))[0].item() if gallery.model.encoder.bank else 0
+            for name, v in vectors.items()
+        }
+        best = sorted(expected, key=lambda name: (-(float(vectors[name] @ query) - bias[name]), name))
+        found = gallery.search("a dog on the beach", top_k=5)
+        assert ids(found) == best[:5]
+        rows = sum(len(shard.keys) for shard in gallery.store.shards)
+        disk = sum(shard.path.stat().st_size for shard in gallery.store.shards)
+        row = sum(a[:1].nbytes for a in (gallery.store.shards[0].keys, *gallery.store.shards[0].fields.values()))
+        assert rows <= 1.2 * max(1, len(expected)) and disk <= 1.2 * len(expected) * row + 2000
+
+
+def _tensor(vector):
+    import torch
+
+    return torch.from_numpy(vector)[None]
+
+
+def test_a_removed_picture_and_a_filter_to_remove_by(gallery, photos):
+    gallery.add(photos)
+    assert gallery.remove(["sea/1.png"]) == ["sea/1.png"]
+    assert gallery.remove(where="folder == 'wood'") == ["wood/0.png", "wood/2.png", "wood/4.png", "wood/6.png"]
+    assert sorted(ids(gallery.search("a dog", top_k=50))) == ["sea/3.png", "sea/5.png", "sea/7.png"]
+    with pytest.raises(UserError, match="holds no picture sea/1.png"):
+        gallery.remove(["sea/1.png"])
+    gallery.add(photos)
+    assert len(gallery) == 8
+
+
+def test_a_kill_before_the_catalog_is_written_costs_nothing(gallery, photos, monkeypatch):
+    from imagedex.gallery import catalog
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(catalog, "write", killed)
+        gallery.add(photos)
+    assert Gallery.open(gallery.folder, gallery.model.name, device="cpu").table.num_rows == 0
+    seen = []
+    monkeypatch.setattr(Gallery, "_fill", lambda *args: seen.append(args))
+    assert len(gallery.add(photos).added) == 8 and not seen
+
+
+def test_half_precision_takes_half_the_room(tiny_xmatching, photos, tmp_path):
+    galleries = {}
+    for kind in ("float32", "float16"):
+        galleries[kind] = Gallery.open(tmp_path / kind, str(tiny_xmatching), device="cpu", vector_type=kind)
+        galleries[kind].add(photos)
+    half, whole = (galleries[kind].store.shards[0].fields["vectors"] for kind in ("float16", "float32"))
+    assert half.dtype == np.float16 and np.abs(half.astype(np.float32) - whole).max() < 1e-3
+    with pytest.raises(UserError, match="holds float16 vectors"):
+        Gallery.open(tmp_path / "float16", str(tiny_xmatching), vector_type="float32")
+
+
+def test_export_is_read_by_others(gallery, photos, tmp_path):
+    gallery.add(photos)
+    assert gallery.export(tmp_path / "v.parquet") == 8
+    table = pd.read_parquet(tmp_path / "v.parquet").set_index("image_id")
+    for image_id in table.index:
+        own = gallery.query_vector([f"image:{photos / image_id}"])
+        assert np.allclose(table.loc[image_id, "vector"], own, atol=1e-5)
+
+
+def test_what_is_no_gallery_or_of_another_model(gallery, tiny_clip, photos, tmp_path):
+    gallery.add(photos)
+    for folder, model, says in (
+        (photos, gallery.model.name, "is not empty and no gallery"),
+        (photos / "sea" / "1.png", gallery.model.name, "is a file"),
+        (gallery.folder, str(tiny_clip), "would see its pictures otherwise"),
+    ):
+        with pytest.raises(UserError, match=says):
+            Gallery.open(folder, model, device="cpu")
+    with pytest.raises(UserError, match="no such folder or file"):
+        gallery.add(tmp_path / "nowhere")
+    (gallery.folder / "catalog.parquet").write_bytes(b"PAR1 and nothing")
+    with pytest.raises(UserError, match="is broken"):
+        Gallery.open(gallery.folder, device="cpu")
+
+
+def test_two_processes_do_not_change_one_gallery_at_once(gallery, photos):
+    from imagedex.gallery import catalog
+
+    with catalog.writing(gallery.folder), pytest.raises(UserError, match="another process is changing"):
+        gallery.add(photos)
+
+
+def test_compaction_merges_what_many_updates_left(tmp_path):
+    from imagedex.encoding.store import Store
+
+    store, live, rng = Store(tmp_path, {"model": "x"}), {}, np.random.default_rng(0)
+    for number in range(400):
+        name = int(rng.integers(0, 60))
+        key = rng.integers(0, 256, 16, dtype=np.uint8)
+        live[name] = key.tobytes(), np.full(32, number, np.float32)
+        store.write(key[None], vectors=live[name][1][None])
+        store.reload()
+        keys = np.frombuffer(b"".join(key for key, _ in live.values()), np.uint8).reshape(-1, 16)
+        compaction.compact(store, keys)
+        disk = sum(path.stat().st_size for path in tmp_path.glob("shard-*"))
+        assert disk <= 1.2 * len(live) * (16 + 32 * 4) + 600
+    assert np.array_equal(store.rows(keys).array("vectors"), np.stack([vector for _, vector in live.values()]))
+
+
+def test_json_of_the_catalog_says_which_model(gallery, photos):
+    import pyarrow.parquet as pq
+
+    gallery.add(photos)
+    record = json.loads(pq.read_schema(gallery.folder / "catalog.parquet").metadata[b"imagedex"])
+    assert record["model"] == gallery.model.name and record["roots"] == {str(photos): ""}
