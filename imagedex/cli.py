@@ -23,6 +23,7 @@ COMMANDS = {
 GALLERY = {
     "index": "make a gallery of pictures, or bring it in step with them",
     "search": "find pictures in a gallery: a sentence or a picture in, pictures out",
+    "serve": "search a gallery in a browser, and a JSON endpoint",
     "export": "write a gallery's vectors as Parquet",
 }
 RECIPES, CLEAR_KEPT = "recipes", "clear-kept"

@@ -161,7 +161,32 @@ def export(argv: list[str]) -> None:
     print(f"{written} pictures: {args.to}")
 
 
-COMMANDS = {"index": index, "search": search, "export": export}
+def serve(argv: list[str]) -> None:
+    """imagedex serve --gallery G"""
+    parser = parser_of(
+        "serve", "Serves a page to search a gallery in a browser, and a JSON endpoint (POST /imagedex/search)."
+    )
+    parser.add_argument(
+        "--second", metavar="FOLDER", help="a gallery of the same pictures and another model, to compare with"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (default: this machine alone)")
+    parser.add_argument("--port", type=positive, default=7860, help="default: 7860")
+    args = parser.parse_args(argv)
+    try:
+        from imagedex.page.server import serve as run_server
+    except ImportError as error:
+        raise UserError(f"the page needs an extra ({error.name} is missing): pip install 'imagedex[demo]'") from error
+    galleries = [opened(required(args.gallery, "--gallery"), args)]
+    if args.second:
+        args.model = None
+        galleries.append(opened(args.second, args))
+    for gallery in galleries:
+        if not len(gallery):
+            raise UserError(f"the gallery {gallery.folder} holds no picture; fill it with: imagedex index PHOTOS")
+    run_server(galleries, args.host, args.port)
+
+
+COMMANDS = {"index": index, "search": search, "serve": serve, "export": export}
 
 
 def positive(text: str) -> int:

@@ -262,21 +262,21 @@ class Gallery:
         read = [read_part(part) if isinstance(part, str) else part for part in parts]
         if not read:
             raise UserError("nothing is asked: give a sentence or a picture")
-        encoder = self.model.encoder
-        total = None
-        for part in read:
-            if part.path:
-                pictures = PlacedPictures([part.path])
-                _, broken = pictures[0]
-                if broken:
-                    raise UserError(f"cannot read the picture {part.path}: {broken}")
-                vector = next(image_vector_batches(encoder.model, encoder.image_processor, pictures, [[0]]))[0]
-            else:
-                vector = encode_texts(encoder.model, encoder.tokenizer, [part.text], text_kwargs=encoder.text_kwargs)[0]
-            total = part.weight * vector if total is None else total + part.weight * vector
+        total = sum(part.weight * self.part_vector(part) for part in read)
         if not total.norm() > 1e-6:
             raise UserError("these parts take each other off, and nothing is left to search for")
         return torch.nn.functional.normalize(total, dim=0).numpy()
+
+    def part_vector(self, part: Part) -> torch.Tensor:
+        """(D,) of length 1. Raises `UserError` for a picture that cannot be read."""
+        encoder = self.model.encoder
+        if not part.path and part.picture is None:
+            return encode_texts(encoder.model, encoder.tokenizer, [part.text], text_kwargs=encoder.text_kwargs)[0]
+        pictures = PlacedPictures([part.picture or part.path])
+        _, broken = pictures[0]
+        if broken:
+            raise UserError(f"cannot read the picture {part.path}: {broken}")
+        return next(image_vector_batches(encoder.model, encoder.image_processor, pictures, [[0]]))[0]
 
     def search_vectors(self, vectors: np.ndarray, top_k: int = 10, where: str | None = None) -> list[list[Found]]:
         """Args: vectors (Q, D) float32 of length 1."""

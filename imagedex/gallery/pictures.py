@@ -37,16 +37,20 @@ def reason(error: BaseException) -> str:
 
 
 class PlacedPictures(torch.utils.data.Dataset):
-    """(picture, None), or (None, what is wrong with it); decoded when asked for, in a DataLoader's workers."""
+    """(picture, None), or (None, what is wrong with it); decoded when asked for, in a DataLoader's workers.
 
-    def __init__(self, paths: Sequence[str | Path]):
-        self.paths = list(map(str, paths))
+    Args: places, as above; a picture of Pillow is taken as it is.
+    """
+
+    def __init__(self, places: Sequence[str | Path | Image.Image]):
+        self.places = places
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.places)
 
     def __getitem__(self, row: int):
+        place = self.places[row]
         try:
-            return open_picture(self.paths[row]), None
+            return (as_rgb(place) if isinstance(place, Image.Image) else open_picture(str(place))), None
         except UNREADABLE as error:
             return None, reason(error)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from imagedex.errors import UserError
 
 _WEIGHT = re.compile(r"(\d+(?:\.\d+)?):(?=\S)")
@@ -19,11 +21,12 @@ _WEIGHT = re.compile(r"(\d+(?:\.\d+)?):(?=\S)")
 
 @dataclass
 class Part:
-    """A sentence or the path of a picture, and how much it counts; a negative weight takes it off."""
+    """A sentence or a picture (its path, or itself), and how much it counts; a negative weight takes it off."""
 
     text: str = ""
     path: str = ""
     weight: float = 1.0
+    picture: Image.Image | None = None
 
 
 def read_part(word: str, weight: float = 1.0) -> Part:

@@ -1,0 +1,1 @@
+"""The page and the JSON endpoint over a gallery: `imagedex serve`."""
