@@ -24,7 +24,8 @@ def build(service: Service, title: str = "imagedex") -> gr.Blocks:
         like, uploads = gr.State([]), gr.State([])
         with gr.Row(equal_height=True):
             text = gr.Textbox(
-                placeholder="two dogs on a beach", label="What is in the picture?", autofocus=True, scale=6, min_width=280, elem_id="query",
+                placeholder="two dogs on a beach", label="What is in the picture?", autofocus=True, scale=6, min_width=280,
+                elem_id="query",
                 max_length=2000,
             )  # fmt: skip
             without = gr.Textbox(
@@ -51,15 +52,17 @@ def build(service: Service, title: str = "imagedex") -> gr.Blocks:
                 height=180, elem_id="files",
             )  # fmt: skip
         with gr.Row():
-            grids = [
-                grid(f"grid-{number}") for number in range(len(service.galleries))
-            ]  # side by side, on a phone below
+            grids = []
+            for number in range(len(service.galleries)):  # side by side, on a phone one below the other
+                with gr.Column(min_width=320):
+                    grids.append(grid(f"grid-{number}"))
 
         def find(text, without, picture, where, top_k, fold, like, uploads):
             question = Question(
                 [text or ""], without or "", [key for key, _ in like], picture, where or "", int(top_k), fold
             )
-            return [found(service, number, question, uploads, two) for number in range(len(service.galleries))]
+            answers = [found(service, number, question, uploads, two) for number in range(len(service.galleries))]
+            return answers if two else answers[0]
 
         asked = [text, without, picture, where, top_k, fold, like, uploads]
         options = {"show_progress": "hidden", "concurrency_limit": 4, "api_visibility": "private"}
@@ -86,7 +89,7 @@ def grid(name: str) -> gr.HTML:
     parts = {part: (HERE / f"grid.{part}").read_text(encoding="utf-8") for part in ("html", "css", "js")}
     return gr.HTML(
         {"message": "Type a sentence and press Enter.", "cards": []}, html_template=parts["html"], css_template=parts["css"],
-        js_on_load=parts["js"], elem_id=name, min_width=320,
+        js_on_load=parts["js"], elem_id=name,
     )  # fmt: skip
 
 

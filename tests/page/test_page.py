@@ -1,0 +1,216 @@
+"""The page in a real browser: type, see, click, drop, upload, search again. And the JSON endpoint."""
+
+import base64
+import contextlib
+import io
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the page needs the extra `demo`")
+
+import uvicorn
+
+from imagedex.gallery.gallery import Gallery
+from imagedex.page import service
+from imagedex.page.server import application
+
+
+def paint(path, number):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(number).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def only_copies_are_near():
+    """All noise looks alike to a model that was never trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service, "NEAR_DUPLICATE", 1 - 1e-6)
+        yield
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(6):
+        paint(folder / ("sea" if number % 2 else "wood") / f"{number}.png", number)
+    (folder / "sea" / "copy.png").write_bytes((folder / "sea" / "1.png").read_bytes())
+    paint(folder / "wood" / '<b>"x.png', 50)
+    (folder.parent / "secret.png").write_bytes((folder / "sea" / "1.png").read_bytes())
+    return folder
+
+
+@contextlib.contextmanager
+def served(app):
+    """The address of the application, on a port of its own."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def gallery(tiny_xmatching, photos, tmp_path_factory):
+    gallery = Gallery.open(tmp_path_factory.mktemp("galleries") / "g", str(tiny_xmatching), device="cpu")
+    gallery.add(photos)
+    return gallery
+
+
+@pytest.fixture(scope="module")
+def address(gallery):
+    with served(application([gallery])) as address:
+        yield address
+
+
+def ask(address, **body):
+    request = urllib.request.Request(
+        f"{address}/imagedex/search", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_the_endpoint_says_what_the_gallery_says(address, gallery):
+    status, answer = ask(address, query=["a dog"], top_k=4, where="folder == 'sea'")
+    found = gallery.search("a dog", top_k=4, where="folder == 'sea'")
+    assert status == 200 and answer["images"] == [one.image_id for one in found]
+    assert answer["scores"] == pytest.approx([one.score for one in found], abs=1e-5)
+    both = gallery.search("a dog", "a beach", top_k=3)
+    assert ask(address, query=["a dog", "a beach"], top_k=3)[1]["images"] == [one.image_id for one in both]
+
+
+def test_near_duplicates_are_folded_on_request(address):
+    one = ask(address, query=["a dog"], top_k=50)[1]["images"]
+    folded = ask(address, query=["a dog"], top_k=50, fold=True)[1]["images"]
+    assert {"sea/1.png", "sea/copy.png"} <= set(one) and len({"sea/1.png", "sea/copy.png"} & set(folded)) <= 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"query": []}, {"query": [""]}, {"query": "dog"}, {"query": ["dog"], "top_k": 0}, {"query": ["dog"], "top_k": 10**9},
+     {"query": ["dog"], "where": "__import__('os')"}, {"query": ["dog"] * 100}],
+)  # fmt: skip
+def test_what_cannot_be_asked_is_refused(address, body):
+    assert ask(address, **body)[0] == 422
+
+
+def test_nothing_but_the_gallery_is_served(address, gallery, photos):
+    key = gallery.table["key"][0].as_py().hex()
+    for route in ("thumbnail", "picture"):
+        with urllib.request.urlopen(f"{address}/imagedex/{route}/0/{key}") as answer:
+            assert Image.open(io.BytesIO(answer.read())).format == "JPEG"
+    refused = [f"/imagedex/picture/0/{'0' * 32}", f"/imagedex/picture/1/{key}", f"/imagedex/picture/-1/{key}"]
+    refused += ["/imagedex/picture/0/..%2F..%2Fsecret.png", f"/gradio_api/file={photos.parent / 'secret.png'}"]
+    refused += [f"/gradio_api/file={photos / 'sea' / '1.png'}"]
+    for path in refused:
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(address + path)
+        assert error.value.code in (403, 404, 422)
+
+
+class Page(Browser):
+    """The page, opened."""
+
+    def __init__(self, folder, address, **size):
+        super().__init__(folder, **size)
+        self.call("Page.navigate", url=address)
+        self.until("document.querySelector('#query :is(input, textarea)') && document.querySelector('#grid-0 .message')")
+
+    def until(self, expression, seconds=60):
+        end = time.time() + seconds
+        while not self.ask(f"!!({expression})"):
+            assert time.time() < end, f"never: {expression}"
+            time.sleep(0.05)
+
+    def type(self, selector, text):
+        left, top, right, bottom = self.box(selector)
+        self.click((left + right) / 2, (top + bottom) / 2)
+        self.ask(f"(field => (field.focus(), field.select()))(document.querySelector({json.dumps(selector)}))")
+        self.call("Input.insertText", text=text)
+        self.press("Enter")
+
+    def titles(self):
+        return self.ask("[...document.querySelectorAll('#grid-0 figure img')].map(image => image.alt)")
+
+    def choose(self, selector, *files):
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=list(map(str, files)))
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_type_see_click_drop_upload_and_search_again(address, gallery, photos, tmp_path):
+    with Page(tmp_path, address, width=1200, height=900) as page:
+        page.type("#query :is(input, textarea)", "a dog")
+        page.until("document.querySelectorAll('#grid-0 figure').length == 7")  # eight, two of which are one
+        shown = page.titles()
+        assert shown[0] == gallery.search("a dog", top_k=1)[0].image_id and 'wood/<b>"x.png' in shown
+        page.until("[...document.querySelectorAll('#grid-0 figure img')].every(image => image.naturalWidth > 0)")
+
+        left, top, right, bottom = page.box("#grid-0 figure")  # large, and closed by a key
+        page.click((left + right) / 2, (top + bottom) / 2)
+        page.until("document.querySelector('#grid-0 dialog').open")
+        page.press("Escape")
+        page.until("!document.querySelector('#grid-0 dialog').open")
+
+        page.ask("document.querySelectorAll('#grid-0 .more')[6].click()")
+        page.until(f"document.querySelector('#chips')?.innerText.includes({json.dumps(shown[6])})")
+        like = gallery.search("a dog", str(photos / shown[6]), top_k=1)[0]
+        page.until(f"document.querySelector('#grid-0 .score').innerText == '{like.score:.3f}'")
+        assert page.titles()[0] == like.image_id
+        page.ask("document.querySelector('#forget').click()")
+        page.until(f"document.querySelector('#grid-0 .score').innerText != '{like.score:.3f}'")
+        assert page.titles() == shown
+
+        page.ask("document.querySelector('#options button').click()")
+        page.until("document.querySelector('#where :is(input, textarea)')?.offsetParent")
+        page.type("#where :is(input, textarea)", "folder == 'wood'")
+        page.until("document.querySelectorAll('#grid-0 figure').length == 4")
+        assert all(title.startswith("wood/") for title in page.titles())
+        page.type("#where :is(input, textarea)", "fodler == 1")
+        page.until("document.querySelector('#grid-0 .message')?.innerText.includes('did you mean folder')")
+        page.type("#where :is(input, textarea)", " ")
+        page.until("document.querySelectorAll('#grid-0 figure').length == 7")
+
+        mine = paint(tmp_path / "mine.png", 77)
+        page.choose("#files input[type=file]", mine)
+        page.until("document.querySelectorAll('#grid-0 figure').length == 8")
+        assert "mine.png" in page.titles()
+        page.type("#query :is(input, textarea)", " ")  # the picture alone is the question now
+        page.choose("#picture input[type=file]", mine)
+        page.until("document.querySelector('#grid-0 figure img').alt == 'mine.png'")
+
+        page.resize(390, 844)
+        time.sleep(0.5)
+        assert page.ask("document.documentElement.scrollWidth") <= 390
+        elsewhere = [url for url in page.requests if not url.startswith((address, "data:", "blob:"))]
+        assert elsewhere == []
+        assert len(base64.b64decode(page.screenshot())) > 10_000
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_two_models_stand_beside_each_other(gallery, tiny_clip, photos, tmp_path):
+    second = Gallery.open(tmp_path / "second", str(tiny_clip), device="cpu")
+    second.add(photos)
+    with served(application([gallery, second])) as address, Page(tmp_path, address) as page:
+        page.type("#query :is(input, textarea)", "a dog")
+        for number in (0, 1):
+            page.until(f"document.querySelectorAll('#grid-{number} figure').length > 3")
+            assert page.ask(f"document.querySelector('#grid-{number} .heading').innerText").endswith("ms")
