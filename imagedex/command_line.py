@@ -188,8 +188,12 @@ def parse_arguments(dataclass_types, description: str, argv: list[str] | None = 
         raise UserError(f"unknown argument {name}{suggestion(name, parser._option_string_actions)}")
     values = vars(namespace)
     flags = {word.split("=")[0] for word in argv} & parser._option_string_actions.keys()
-    say(recipe.give_way(values, given, {parser._option_string_actions[flag].dest for flag in flags}, defaults))
-    return tuple(fill(dataclass_type, values) for dataclass_type in parser.dataclass_types)
+    typed = frozenset(parser._option_string_actions[flag].dest for flag in flags)
+    say(recipe.give_way(values, given, typed, defaults))
+    filled = tuple(fill(dataclass_type, values) for dataclass_type in parser.dataclass_types)
+    for arguments in filled:
+        arguments.typed = typed  # no field: it is not part of what a run records
+    return filled
 
 
 def fill(dataclass_type, values: dict):

@@ -1,10 +1,14 @@
 """Which corpus, and what of it is held out: the arguments every script shares."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from imagedex.command_line import argument
 from imagedex.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 NO_CORPUS = "no corpus given: use --dataset_name (a folder, a Hub id, or shape_scenes) or --train_file"
 
@@ -14,6 +18,7 @@ class CorpusArguments:
     """Which corpus, and what of it is held out."""
 
     _argument_group_name = "data"
+    typed: ClassVar[frozenset[str] | None] = None  # names that the command line sets; None: nobody knows, all may be
 
     dataset_name: str | None = argument(
         "Hub id, built-in name (shape_scenes; nq10k for run_dsi.py), or a folder; its form is recognised and said."
@@ -82,6 +87,21 @@ class CorpusArguments:
         """Raises `UserError` when none is named; it is known before anything is loaded."""
         if not (self.dataset_name or self.train_file or self.validation_file or self.image_dir):
             raise UserError(NO_CORPUS)
+
+    def typed_hold_out(self) -> str:
+        """The flag that the command line holds out with; "" where none does, or only the recipe."""
+        flags = ("held_out_captions_per_image", "held_out_images")
+        typed = [name for name in flags if getattr(self, name) and (self.typed is None or name in self.typed)]
+        return f"--{typed[0]}" if typed else ""
+
+    def leave_split_to(self, own: Sequence[str]) -> None:
+        """What a recipe holds out gives way to the splits that a corpus brings. Args: own, these without train."""
+        if not own or self.typed_hold_out():
+            return
+        for name in ("held_out_captions_per_image", "held_out_images"):
+            if getattr(self, name):
+                logger.info("of the recipe, %s gives way to the corpus's own split (%s)", name, ", ".join(own))
+                setattr(self, name, type(getattr(self, name))())
 
 
 @dataclass

@@ -6,7 +6,8 @@ the rows of val and test have the list of their captions, ``{"image": "...", "ca
 
 from pathlib import Path, PurePosixPath
 
-from imagedex.corpora.paths import corpus_image_root, picture_at, read_json, usual_root
+from imagedex.corpora.paths import corpus_image_root, picture_at, usual_root
+from imagedex.corpora.reading import read_json
 from imagedex.corpora.schema import FormContents, Picture, merge_by_picture
 from imagedex.errors import UserError
 

@@ -11,7 +11,8 @@ import logging
 import re
 from pathlib import Path
 
-from imagedex.corpora.paths import find_image_root, picture_at, read_json, require_folder
+from imagedex.corpora.paths import find_image_root, picture_at, require_folder
+from imagedex.corpora.reading import read_json
 from imagedex.corpora.schema import FormContents, Picture, counted
 from imagedex.errors import UserError
 

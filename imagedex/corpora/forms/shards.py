@@ -24,7 +24,7 @@ import pyarrow
 from datasets import Features, Image, IterableDataset, Json, load_dataset
 from datasets.distributed import split_dataset_by_node
 
-from imagedex.corpora.forms.imagefolder import SPLIT_FOLDERS
+from imagedex.corpora.forms.cells import SPLIT_NAMES
 from imagedex.corpora.forms.tables import (
     CAPTION_NAMES,
     choose_caption_columns,
@@ -205,7 +205,7 @@ def shards_of_folder(folder: Path) -> list[str]:
 
 def _split_of(path: Path) -> str:
     words = re.split(r"[^a-z]+", path.as_posix().lower())
-    return next((SPLIT_FOLDERS[word] for word in words if word in SPLIT_FOLDERS), "train")
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "train")
 
 
 def _warn_of_cut_shards(shards: list) -> None:
