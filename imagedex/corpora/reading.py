@@ -47,3 +47,10 @@ def parse_json(text: str, where: str) -> object:
 def read_json(file: Path) -> object:
     """What a JSON file holds; UserError when it is no JSON."""
     return parse_json(read_text(file), str(file))
+
+
+def name_in(value: object, file: str | Path) -> str:
+    """A picture's name as a JSON file has it. Raises `UserError`: it is no text, or none that a file name can be."""
+    if isinstance(value, str) and value and (value.isascii() or value.encode("utf-8", "ignore").decode() == value):
+        return value
+    raise UserError(f"{file}: the name of a picture is {repr(value)[:60]}; text is needed")

@@ -159,6 +159,8 @@ def build_dataset(pictures: Sequence[Picture], split: str, captioned: bool = Tru
         repeated += len(captions) - len(set(captions))
         if not captions:
             bare.append(picture.image_id)
+        if cut(picture.source_id) != picture.source_id:
+            raise UserError(f"the id of a picture is no id: {cut(picture.source_id, 80)}")
         rows.append(
             {
                 "image_id": picture.image_id,

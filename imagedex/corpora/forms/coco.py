@@ -11,7 +11,7 @@ from pathlib import Path
 
 from imagedex.corpora.forms.cells import SPLIT_NAMES
 from imagedex.corpora.paths import corpus_image_root, on_disk, picture_at, require_folder
-from imagedex.corpora.reading import read_json
+from imagedex.corpora.reading import name_in, read_json
 from imagedex.corpora.schema import FormContents, Picture, counted, cut, listed
 from imagedex.errors import UserError
 
@@ -74,7 +74,7 @@ def _read_rows(file: Path) -> list[tuple[str, list[str], str]]:
     """(file name, captions, id) of each picture."""
     content = read_json(file)
     try:
-        names = {image["id"]: image["file_name"] for image in content["images"]}
+        names = {image["id"]: name_in(image["file_name"], file) for image in content["images"]}
         captions: dict[object, list[str]] = {image: [] for image in names}
         unknown = [row["image_id"] for row in content["annotations"] if row["image_id"] not in names]
         for row in content["annotations"]:

@@ -49,10 +49,11 @@ def read_delimited(file: Path, free_text: Collection[str] = ()) -> Delimited:
     _check_header(header, lines[0], file)
     open_ended = header[-1].lower() in free_text
     rows, joined = [], []
-    for number, fields in _rows(lines, separator, len(header), file):
-        rows.append(_fitted(fields, header, separator, open_ended, f"{file}, line {number}"))
-        if "".join(fields[len(header) :]).strip():
+    for number, fields, text in _rows(lines, separator, len(header), file):
+        if open_ended and "".join(fields[len(header) :]).strip():
+            fields = _joined(fields, text, separator, len(header))
             joined.append(number)
+        rows.append(_fitted(fields, header, separator, f"{file}, line {number}"))
     if joined:
         what = f"{counted(len(joined), 'row')} with {separator!r} unquoted in {header[-1]}"
         logger.info("%s: %s, read as a part of it: line %s", file, what, listed(joined, 5))
@@ -82,8 +83,8 @@ def _check_header(header: list[str], line: str, file: Path) -> None:
         raise UserError(f"{file} names a column twice: {listed(named)}")
 
 
-def _rows(lines: list[str], separator: str, width: int, file: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) of each row that is not blank."""
+def _rows(lines: list[str], separator: str, width: int, file: Path) -> Iterator[tuple[int, list[str], str]]:
+    """(line number, fields, text) of each row that is not blank."""
     at, unpaired = 1, []
     while at < len(lines):
         fields, used = _row_at(lines, at, separator, width)
@@ -91,7 +92,7 @@ def _rows(lines: list[str], separator: str, width: int, file: Path) -> Iterator[
             fields, used = lines[at].split(separator), 1
             unpaired.append(at + 1)
         if "".join(fields).strip():
-            yield at + 1, fields
+            yield at + 1, fields, "\n".join(lines[at : at + used])
         at += used
     if unpaired:
         logger.warning(
@@ -130,13 +131,19 @@ def _looks_like_a_row(line: str, separator: str, width: int) -> bool:
     return len(fields) >= width and any(is_picture(field.strip().strip('"')) for field in fields)
 
 
-def _fitted(fields: list[str], header: list[str], separator: str, open_ended: bool, where: str) -> list[str]:
+def _joined(fields: list[str], text: str, separator: str, width: int) -> list[str]:
+    """The row of an unquoted separator inside the sentence, which comes last; with the sentence's own quotation marks."""
+    *first, sentence = text.split(separator, width - 1)
+    if '"' in "".join(first) or len(first) < width - 1:
+        return [*fields[: width - 1], separator.join(fields[width - 1 :])]
+    return [*first, sentence]
+
+
+def _fitted(fields: list[str], header: list[str], separator: str, where: str) -> list[str]:
     """As many fields as the header has, without blanks around."""
     width = len(header)
     while len(fields) > width and not fields[-1].strip():
         fields = fields[:-1]
-    if len(fields) > width and open_ended:  # an unquoted separator inside the sentence
-        fields = [*fields[: width - 1], separator.join(fields[width - 1 :])]
     if len(fields) == width - 1 and separator == "|" and (broken := _NUMBER_THEN_TEXT.fullmatch(fields[-1].rstrip())):
         fields = [*fields[:-1], "", broken["text"]]  # the row of Flickr30k's file whose second | is missing
     if len(fields) != width:

@@ -10,8 +10,8 @@ import logging
 from pathlib import Path
 
 from imagedex.corpora.paths import corpus_image_root, picture_at
-from imagedex.corpora.reading import read_json
-from imagedex.corpora.schema import FormContents, Picture
+from imagedex.corpora.reading import name_in, read_json
+from imagedex.corpora.schema import FormContents, Picture, listed
 from imagedex.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,12 @@ def read(found: Path, *, config_name: str | None = None, image_dir: str | None =
         raise UserError(f"{file} is not Karpathy's form: it lists no images")
     try:
         rows = [
-            (image["split"], _name(image), [sentence["raw"] for sentence in image["sentences"]], _source(image))
+            (
+                image["split"],
+                name_in(_name(image), file),
+                [sentence["raw"] for sentence in image["sentences"]],
+                _source(image),
+            )
             for image in images
         ]
     except (KeyError, TypeError) as error:
@@ -50,9 +55,9 @@ def read(found: Path, *, config_name: str | None = None, image_dir: str | None =
             f"{file} is not Karpathy's form (a picture without {error}); "
             "expected are split, filename and sentences with raw"
         ) from error
-    unknown = sorted({split for split, *_ in rows} - set(SPLITS))
+    unknown = sorted({str(split) for split, *_ in rows if not isinstance(split, str) or split not in SPLITS})
     if unknown:
-        raise UserError(f"{file} has unknown splits {', '.join(unknown)}; known are {', '.join(SPLITS)}")
+        raise UserError(f"{file} has unknown splits {listed(unknown)}; known are {', '.join(SPLITS)}")
     root = corpus_image_root([name for _, name, *_ in rows], file.parent, image_dir, str(file))
     splits: dict[str, list[Picture]] = {}
     for split, name, captions, source in rows:
