@@ -6,14 +6,12 @@ Three pictures lie in `images`: a.png is red, b.png green, c.png blue.
 import base64
 import io
 import json
-import os
-import unicodedata
+import zlib
 
 import pytest
 from PIL import Image
 
 from imagedex.corpora import load_corpus
-from imagedex.corpora.paths import list_pictures
 from imagedex.errors import UserError
 
 CSV = "image,caption\n"
@@ -151,20 +149,20 @@ REFUSED = {
     "blanks": ("t.csv", "\n \n", "t.csv is empty"),
     "a header alone": ("t.csv", CSV, "t.csv holds no row"),
     "no header": ("t.csv", "a.png,one\nb.png,two\n", r"begins with a row \(a.png,one\) where a header is expected"),
-    "Conceptual Captions": (
+    "Conceptual Captions, not downloaded": (
         "t.tsv",
-        "a dog runs\thttp://x.org/a.jpg\n",
-        "begins with a row .* where a header is expected",
+        "a dog runs\thttp://x.org/z.jpg\ntwo\thttp://x.org/y.jpg\n",
+        r"2 pictures by address \(http://x.org/z.jpg\), and none lies below .*images; none is fetched .*img2dataset",
     ),
     "addresses alone": (
         "t.csv",
-        "url,caption\nhttp://x.org/a.jpg,one\n",
-        "by address alone .column url.; none is fetched .*img2dataset",
+        "url,caption\nhttp://x.org/z.jpg,one\n",
+        "1 picture by address .*, and none lies below",
     ),
-    "addresses as pictures": (
+    "addresses and paths": (
         "t.csv",
-        CSV + "http://x.org/a.jpg,one\n",
-        r"1 picture by address \(http://x.org/a.jpg\); none is fetched",
+        CSV + "a.png,one\nhttp://x.org/a.png,one\n",
+        "1 picture by address .*; none is fetched",
     ),
     "a column twice": (
         "t.csv",
@@ -268,6 +266,29 @@ def test_a_table_is_refused_by_one_line(read, name, content, message):
     assert len(str(error.value)) < 1000 and "\n" not in str(error.value)
 
 
+def test_downloaded_pictures_are_found_by_their_address(read, pictures, caplog):
+    addresses = [
+        "http://x.org/a.png",
+        "http://y.org/b.png?size=3",
+        "http://y.org/1/c.png",
+        "http://z.org/c.png",
+        "http://[",
+    ]
+    (pictures / f"3_{zlib.crc32(addresses[3].encode())}").write_bytes((pictures / "c.png").read_bytes())
+    table = "".join(f"caption {row}\t{address}\n" for row, address in enumerate(addresses))
+    found = read("t.tsv", table, unreadable_images="skip")[
+        "train"
+    ]  # two addresses end in c.png: neither is taken for it
+    assert found == {
+        "a.png": ["caption 0"],
+        "b.png": ["caption 1"],
+        f"3_{zlib.crc32(addresses[3].encode())}": ["caption 3"],
+    }
+    assert "of 5 pictures by address, 3 lie below" in caplog.text
+    with pytest.raises(UserError, match="2 pictures of the train split named by the captions but not there"):
+        read("t.tsv", table)
+
+
 def test_what_is_read_with_doubt_is_said(read, caplog):
     with caplog.at_level("INFO"):
         read("t.csv", CSV + 'a.png,"one\na.png,"one\nb.png,x, y\n')
@@ -343,44 +364,3 @@ def test_rows_that_hold_paths_stay_in_the_folder(tmp_path, pictures, write_parqu
         write_parquet(file, rows)
         with pytest.raises(UserError, match=message):
             load_corpus(**options)
-
-
-@pytest.mark.parametrize(("on_disk", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
-def test_the_two_forms_of_an_accent_are_one_name(tmp_path, paint, colours, rows_of, on_disk, written):
-    name = unicodedata.normalize(on_disk, "caf\xe9/\xfcber.png")
-    paint(tmp_path / "images", {name: colours["red"]})
-    (tmp_path / "captions.txt").write_text(CSV + unicodedata.normalize(written, name) + ",one\n", encoding="utf-8")
-    assert rows_of(load_corpus(str(tmp_path)).splits["train"]) == {name: ["one"]}
-
-
-def test_links_that_lead_back_up(tmp_path, paint, colours):
-    paint(tmp_path / "g", {"a/x.png": colours["red"], "b/y.png": colours["red"]})
-    paint(tmp_path / "elsewhere", {"z.png": colours["blue"]})
-    for link, target in (
-        ("a/up", ".."),
-        ("a/here", "."),
-        ("b/side", "../a"),
-        ("a/side", "../b"),
-        ("0", "a"),
-        ("far", "../elsewhere"),
-    ):
-        os.symlink(target, tmp_path / "g" / link)
-    assert list_pictures(tmp_path / "g") == ["a/x.png", "b/y.png", "far/z.png"]
-
-
-def test_a_file_name_that_is_not_utf8(tmp_path, paint, colours):
-    paint(tmp_path / "g", {"a.png": colours["red"]})
-    try:
-        os.rename(tmp_path / "g" / "a.png", os.fsencode(tmp_path / "g") + b"/caf\xe9.png")
-    except OSError:
-        pytest.skip("this file system takes UTF-8 alone")
-    with pytest.raises(UserError, match=r"a file name that is not UTF-8: caf\\udce9.png; rename"):
-        load_corpus(image_dir=str(tmp_path / "g"))
-
-
-def test_files_that_are_no_pictures_by_their_ending_are_named(tmp_path, paint, colours, caplog):
-    paint(tmp_path, {"a.png": colours["red"]})
-    (tmp_path / "b.heic").write_text("x")
-    with caplog.at_level("INFO"):
-        load_corpus(image_dir=str(tmp_path))
-    assert "1 file passed over, no pictures by their ending: b.heic" in caplog.text

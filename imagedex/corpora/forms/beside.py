@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from imagedex.corpora.forms.cells import SPLIT_NAMES
+from imagedex.corpora.forms.addresses import is_address
+from imagedex.corpora.forms.cells import SPLIT_NAMES, is_base64_picture
 from imagedex.corpora.forms.contents import FOUND, Columns, Place, read_splits
 from imagedex.corpora.forms.tables import SUFFIXES, choose_image_column, is_path, names_of, read_table
 from imagedex.corpora.paths import corpus_image_root, list_pictures, require_folder
@@ -41,7 +42,8 @@ def read(folder: Path, *, image_dir: str | None = None, columns: Columns = FOUND
         except UserError as error:
             raise UserError(f"{error}; if another file holds the captions, give it with --train_file") from error
         root = require_folder(image_dir, "--image_dir") if image_dir else folder
-        if is_path(table.features[image]) and len(str(table[0][image])) < 4096:
+        first = table[0][image]
+        if is_path(table.features[image]) and not is_base64_picture(first or "") and not is_address(first):
             root = corpus_image_root(names_of(table, image, str(file)), folder, image_dir, str(file))
         own = columns._replace(put_aside=columns.put_aside or ("its file" if len(files) > 1 else ""))
         splits |= read_splits(table, str(file), Place(root, root), own, split)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from datasets import Dataset, Features, Value, concatenate_datasets
 
+from imagedex.corpora.forms.addresses import is_address, local_names
 from imagedex.corpora.forms.cells import is_base64_picture, splits_in_column, splits_in_names
 from imagedex.corpora.forms.embedded import embedded_pictures, paths_instead, with_decoded_base64
 from imagedex.corpora.forms.tables import (
@@ -78,13 +79,17 @@ def read_split(table: Dataset, split: str, where: str, place: Place, columns: Co
         raise UserError(f"{where}: column {image!r} holds no pictures but {feature}")
     if is_path(feature) and is_base64_picture(table[0][image] or ""):
         return embedded_pictures(with_decoded_base64(table, image, where), split, image, captions, where)
+    names = None
     if not is_path(feature):
-        paths = None if place.remote else paths_instead(table, image, where)
-        if paths is None:
+        names = None if place.remote else paths_instead(table, image, where)
+        if names is None:
             return embedded_pictures(table, split, image, captions, where)
-        names = Dataset.from_dict({image: paths}, features=Features({image: Value("string")}))
-        table = concatenate_datasets([names, table.remove_columns(image)], axis=1)
-    if place.root is None:
+    elif place.root and all(map(is_address, table[image])):
+        names = local_names(table[image][:], place.root, where)
+    if names is not None:
+        column = Dataset.from_dict({image: names}, features=Features({image: Value("string")}))
+        table = concatenate_datasets([column, table.remove_columns(image)], axis=1)
+    if place.root is None and not is_address(table[0][image]):
         raise UserError(f"{where}: column {image!r} holds file names; give their folder with --image_dir")
     return pictures_of(table, image, captions, place.folder, place.root, where)
 

@@ -45,11 +45,14 @@ def read_delimited(file: Path, free_text: Collection[str] = ()) -> Delimited:
     if not any(line.strip() for line in lines):
         raise UserError(f"{file} is empty")
     separator = _separator(lines[0], file.suffix.lower())
-    header = [name.strip() for name in _fields(lines[0], separator) or []]
+    header, start = [name.strip() for name in _fields(lines[0], separator) or []], 1
+    if separator == "\t" and sorted("://" in field for field in header) == [False, True]:
+        header = ["url" if "://" in field else "caption" for field in header]  # Conceptual Captions' form
+        start = 0
     _check_header(header, lines[0], file)
     open_ended = header[-1].lower() in free_text
     rows, joined = [], []
-    for number, fields, text in _rows(lines, separator, len(header), file):
+    for number, fields, text in _rows(lines, start, separator, len(header), file):
         if open_ended and "".join(fields[len(header) :]).strip():
             fields = _joined(fields, text, separator, len(header))
             joined.append(number)
@@ -83,9 +86,9 @@ def _check_header(header: list[str], line: str, file: Path) -> None:
         raise UserError(f"{file} names a column twice: {listed(named)}")
 
 
-def _rows(lines: list[str], separator: str, width: int, file: Path) -> Iterator[tuple[int, list[str], str]]:
+def _rows(lines: list[str], start: int, separator: str, width: int, file: Path) -> Iterator[tuple[int, list[str], str]]:
     """(line number, fields, text) of each row that is not blank."""
-    at, unpaired = 1, []
+    at, unpaired = start, []
     while at < len(lines):
         fields, used = _row_at(lines, at, separator, width)
         if fields is None:

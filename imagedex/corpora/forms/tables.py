@@ -12,6 +12,7 @@ from pathlib import Path
 from datasets import Dataset, Features, Image, LargeList, List, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from imagedex.corpora.forms.addresses import FETCH_THEM, is_address
 from imagedex.corpora.forms.cells import lists_in_cells
 from imagedex.corpora.forms.delimited import read_delimited
 from imagedex.corpora.forms.json_rows import read_json_table
@@ -118,21 +119,11 @@ def choose_image_column(features: Features, wanted: str | None, where: str) -> s
     for name, feature in features.items():
         if isinstance(feature, Image):
             return name
-    found = known_column(features, IMAGE_NAMES, lambda name: holds_pictures(features[name]))
+    found = known_column(features, (*IMAGE_NAMES, *ADDRESS_NAMES), lambda name: holds_pictures(features[name]))
     if found:
         return found
-    address = known_column(features, ADDRESS_NAMES)
-    if address:
-        raise UserError(f"{where} names pictures by address alone (column {address}); {fetch_them()}")
     raise UserError(
         f"{where} has no image column; its columns are {listed(list(features), 30)}; name one with --image_column"
-    )
-
-
-def fetch_them() -> str:
-    return (
-        "none is fetched from the network: download them, for example with img2dataset, and give the folder that it "
-        "writes as --dataset_name"
     )
 
 
@@ -215,10 +206,10 @@ def names_of(table: Dataset, image_column: str, where: str) -> list[str]:
     names = list(table[image_column])
     if not all(names):
         raise UserError(f"{where}: row {next(row for row, name in enumerate(names) if not name)} names no picture")
-    addresses = [name for name in names if re.match(r"\w+://", name)]
+    addresses = [name for name in names if is_address(name)]
     if addresses:
         what = counted(len(addresses), "picture")
-        raise UserError(f"{where} names {what} by address ({cut(addresses[0], 100)}); {fetch_them()}")
+        raise UserError(f"{where} names {what} by address ({cut(addresses[0], 100)}); {FETCH_THEM}")
     return names
 
 
