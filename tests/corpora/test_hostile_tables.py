@@ -278,8 +278,7 @@ def test_downloaded_pictures_are_found_by_their_address(read, pictures, caplog):
     table = "".join(f"caption {row}\t{address}\n" for row, address in enumerate(addresses))
     with caplog.at_level("INFO"):
         found = read("t.tsv", table, unreadable_images="skip")["train"]
-        "train"
-    ]  # two addresses end in c.png: neither is taken for it
+    # two addresses end in c.png: neither is taken for it
     assert found == {
         "a.png": ["caption 0"],
         "b.png": ["caption 1"],
