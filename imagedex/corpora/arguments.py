@@ -11,6 +11,10 @@ from imagedex.errors import UserError
 logger = logging.getLogger(__name__)
 
 NO_CORPUS = "no corpus given: use --dataset_name (a folder, a Hub id, or shape_scenes) or --train_file"
+KNOWN_FORMS = (
+    "Flickr8k's and Flickr30k's captions, COCO's annotations, Karpathy's, BLIP's and LXMERT's JSON, imagefolder, x.txt beside "
+    "x.jpg (img2dataset), a table beside its pictures, parquet"
+)
 
 
 @dataclass
@@ -21,11 +25,12 @@ class CorpusArguments:
     typed: ClassVar[frozenset[str] | None] = None  # names that the command line sets; None: nobody knows, all may be
 
     dataset_name: str | None = argument(
-        "Hub id, built-in name (shape_scenes; nq10k for run_dsi.py), or a folder; its form is recognised and said."
+        "Hub id, built-in name (shape_scenes; nq10k for run_dsi.py), or a folder; its form is recognised and said: "
+        f"{KNOWN_FORMS}; for run_dsi.py also documents and questions (BEIR's corpus.jsonl)."
     )
     dataset_config_name: str | None = argument("Configuration of the dataset (for shape_scenes: how many scenes).")
-    train_file: str | None = argument("CSV, JSONL or Parquet of pictures and captions to train on.")
-    validation_file: str | None = argument("CSV, JSONL or Parquet to evaluate on.")
+    train_file: str | None = argument("CSV, TSV, JSON, JSONL or Parquet of pictures and captions to train on.")
+    validation_file: str | None = argument("CSV, TSV, JSON, JSONL or Parquet to evaluate on.")
     image_dir: str | None = argument("Root of the pictures that train_file and validation_file name.")
     visual_genome_dir: str | None = argument("Visual Genome's pictures, for LXMERT's files with sources beside COCO.")
     image_column: str | None = argument("Column with the picture; found by itself when there is one candidate.")
@@ -111,12 +116,12 @@ class DataArguments(CorpusArguments):
     _argument_group_name = "data"
 
     dataset_name: str | None = argument(
-        "Hub id, built-in name (shape_scenes), or a folder; its form is recognised and said. With --streaming: a folder of "
-        "tar shards or a Hub id to train on."
+        f"Hub id, built-in name (shape_scenes), or a folder; its form is recognised and said: {KNOWN_FORMS}. With "
+        "--streaming: a folder of tar shards or a Hub id to train on."
     )
     train_file: str | None = argument(
-        "CSV, JSONL or Parquet of pictures and captions to train on. With --streaming: tar shards, as a glob, a URL or "
-        "'shards/{00000..00009}.tar'; --dataset_name may then name a corpus to evaluate on."
+        "CSV, TSV, JSON, JSONL or Parquet of pictures and captions to train on. With --streaming: tar shards, as a glob, a URL "
+        "or 'shards/{00000..00009}.tar'; --dataset_name may then name a corpus to evaluate on."
     )
     eval_gallery: Literal["all", "held_out"] = argument(
         "With held_out_images: whether eval_hits@1 and the others are of all pictures or of the held-out ones alone. The last "

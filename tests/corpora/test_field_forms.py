@@ -250,3 +250,34 @@ def test_what_a_recipe_holds_out_gives_way_to_a_split_of_its_own(tmp_path, three
     splits = load_splits(data)
     assert splits.evaluation["image_id"][:] == ["a.png", "b.png", "c.png"]
     assert "its own split is put aside, --held_out_captions_per_image says what is held out" in caplog.text
+
+
+def test_a_folder_of_tables_is_read_like_one_table(tmp_path, three):
+    three(tmp_path / "elsewhere")
+    (tmp_path / "p" / "data").mkdir(parents=True)
+    (tmp_path / "p" / "data" / "train-0.csv").write_text('image,caption\na.png,"one\nb.png,two"\n')
+    (tmp_path / "p" / "data" / "train-1.csv").write_text("image,caption\nc.png,007\n")
+    train = load_corpus(str(tmp_path / "p"), image_dir=str(tmp_path / "elsewhere")).splits["train"]
+    assert dict(zip(train["image_id"], train["captions"], strict=True)) == {
+        "a.png": ['"one'], "b.png": ['two"'], "c.png": ["007"]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9/t.csv", "/etc/*.csv", "../t.csv", "hf://datasets/a/b/t.csv"])
+def test_a_card_names_no_data_outside_its_folder(tmp_path, place):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: a\n  data_files:\n  - split: train\n    path: {place}\n---\n"
+    )
+    (tmp_path / "p" / "t.csv").write_text("image,caption\na.png,one\n")
+    with pytest.raises(UserError, match="README.md names data outside its folder"):
+        load_corpus(str(tmp_path / "p"))
+
+
+def test_what_stays_unknown_names_what_was_seen(tmp_path, write_shard):
+    pyarrow.parquet.write_table(pyarrow.table({"url": ["http://x.org/a"], "words": ["a"]}), tmp_path / "00000.parquet")
+    write_shard(tmp_path / "00000.tar", [("1.txt", "x")])
+    with pytest.raises(
+        UserError, match=r"tables seen: 00000.parquet; .*--train_file; tar shards \(00000.tar\) .*--streaming"
+    ):
+        load_corpus(str(tmp_path))

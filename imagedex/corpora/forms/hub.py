@@ -7,16 +7,19 @@ captions. ``image_id`` is the stored file name; where none is stored, or names d
 
 import logging
 import os
+import re
 from pathlib import Path
 
 import datasets
+import yaml
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from imagedex.corpora.forms.cells import SPLIT_NAMES
 from imagedex.corpora.forms.contents import FOUND, Columns, Place, read_splits
 from imagedex.corpora.forms.tables import SUFFIXES, first_line, read_table
-from imagedex.corpora.paths import require_folder
-from imagedex.corpora.schema import COLUMNS, FormContents, Picture
+from imagedex.corpora.paths import list_files, require_folder
+from imagedex.corpora.reading import read_text
+from imagedex.corpora.schema import COLUMNS, FormContents, Picture, cut, listed
 from imagedex.errors import UserError
 from imagedex.hub import hub_reason
 
@@ -50,12 +53,24 @@ def read(
     """
     local = isinstance(name, Path)
     root = require_folder(image_dir, "--image_dir") if image_dir else (name if local else None)
-    tables = _named_splits(_load(name, config_name, num_proc), str(name))
     splits = {}
-    for split, table in tables.items():
-        own = columns if len(tables) == 1 else columns._replace(put_aside="the data set itself")
-        splits |= read_splits(table, f"{name} ({split})", Place(root, root, remote=not local), own, split)
+    try:
+        tables = _named_splits(_load(name, config_name, num_proc), str(name))
+        for split, table in tables.items():
+            own = columns if len(tables) == 1 else columns._replace(put_aside="the data set itself")
+            splits |= read_splits(table, f"{name} ({split})", Place(root, root, remote=not local), own, split)
+    except UserError as error:
+        raise UserError(f"{error}{_tables_seen(name) if local else ''}") from error
     return FormContents(f"dataset {name}" + (f" ({config_name})" if config_name else ""), splits)
+
+
+def _tables_seen(folder: Path) -> str:
+    """What else could have been meant by a folder, for the end of a message."""
+    names = list_files(folder)
+    tables = [name for name in names if name.lower().endswith(SUFFIXES)]
+    shards = [name for name in names if name.endswith((".tar", ".tar.gz", ".tgz"))]
+    seen = f"; tables seen: {listed(tables, 5)}; name the one with the captions with --train_file" if tables else ""
+    return seen + (f"; tar shards ({listed(shards, 2)}) are read with --streaming" if shards else "")
 
 
 def read_files(
@@ -95,13 +110,50 @@ def _prefixed(contents: Dataset, split: str) -> Dataset:
 def _load(name: str | Path, config_name: str | None, num_proc: int | None) -> Dataset | DatasetDict:
     try:
         if isinstance(name, Path):
-            if (name / "dataset_dict.json").is_file() or (name / "state.json").is_file():
-                return datasets.load_from_disk(str(name))
-            return datasets.load_dataset(str(name), config_name, num_proc=num_proc)
+            return _load_folder(name, config_name, num_proc)
         return datasets.load_dataset(name, config_name, num_proc=num_proc)
+    except UserError:
+        raise
     except Exception as error:  # noqa: BLE001  builders, the Hub client and file systems each raise their own
         where, reason = (f"the folder {name}", None) if isinstance(name, Path) else (name, hub_reason(error, "dataset"))
         raise UserError(f"{where} cannot be loaded: {reason or first_line(error)}") from error
+
+
+def _load_folder(folder: Path, config_name: str | None, num_proc: int | None) -> Dataset | DatasetDict:
+    """`datasets` says which files there are for which split; tables of text are read by our own hand, as everywhere."""
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return datasets.load_from_disk(str(folder))
+    _check_card(folder)
+    builder = datasets.load_dataset_builder(str(folder), config_name)
+    files = {split: [Path(file) for file in found] for split, found in (builder.config.data_files or {}).items()}
+    if builder.info.builder_name not in ("csv", "json") or {
+        file.suffix.lower() for found in files.values() for file in found
+    } - set(SUFFIXES):
+        return datasets.load_dataset(str(folder), config_name, num_proc=num_proc)
+    return DatasetDict(
+        {
+            split: concatenate_datasets([read_table(file, "--dataset_name") for file in found])
+            for split, found in files.items()
+        }
+    )
+
+
+def _check_card(folder: Path) -> None:
+    """The head of a README.md can name a data set's files; in a folder of one's own they lie in it, too."""
+    card = folder / "README.md"
+    found = re.match(r"---\r?\n(.*?)\r?\n---", read_text(card), re.DOTALL) if card.is_file() else None
+    if not found:
+        return
+    try:
+        waiting = [(yaml.safe_load(found[1]) or {}).get("configs")]
+    except (yaml.YAMLError, AttributeError) as error:
+        raise UserError(f"{card} has a head that is no YAML mapping: {first_line(error)}") from error
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, str) and ("://" in value or os.path.isabs(value) or ".." in Path(value).parts):
+            raise UserError(f"{card} names data outside its folder ({cut(value, 100)}); none is read from there")
 
 
 def _named_splits(loaded: Dataset | DatasetDict, name: str) -> dict[str, Dataset]:
