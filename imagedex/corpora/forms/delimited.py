@@ -45,7 +45,7 @@ def read_delimited(file: Path, free_text: Collection[str] = ()) -> Delimited:
     if not any(line.strip() for line in lines):
         raise UserError(f"{file} is empty")
     separator = _separator(lines[0], file.suffix.lower())
-    header, start = [name.strip() for name in _fields(lines[0], separator) or []], 1
+    header, start = [name.strip() for name in _fields(lines[0], separator)], 1
     if separator == "\t" and sorted("://" in field for field in header) == [False, True]:
         header = ["url" if "://" in field else "caption" for field in header]  # Conceptual Captions' form
         start = 0
@@ -70,7 +70,7 @@ def _separator(header: str, suffix: str) -> str:
     """The one that gives the header most fields; where several do, the one that the file's name promises."""
     usual = "\t" if suffix == ".tsv" else ","
     order = [usual, *(separator for separator in SEPARATORS if separator != usual)]
-    return max(order, key=lambda separator: len(_fields(header, separator) or []))
+    return max(order, key=lambda separator: len(_fields(header, separator)))
 
 
 def _check_header(header: list[str], line: str, file: Path) -> None:
@@ -107,26 +107,29 @@ def _rows(lines: list[str], start: int, separator: str, width: int, file: Path) 
 def _row_at(lines: list[str], at: int, separator: str, width: int) -> tuple[list[str] | None, int]:
     """The fields of the row that begins at a line, and how many lines it takes; None where its quotation marks do not pair."""
     text = lines[at]
-    fields = _fields(text, separator)
-    if fields is not None:
-        return fields, 1
+    fields, unfinished = _parsed(text, separator)
     for end in range(at + 1, min(at + _MOST_LINES, len(lines))):
-        if _looks_like_a_row(lines[end], separator, width):
+        if not unfinished or _looks_like_a_row(lines[end], separator, width):
             break
         text += "\n" + lines[end]
-        if '"' in lines[end] and (fields := _fields(text, separator)) is not None:
-            return fields, end - at + 1
-    return None, 1
+        if '"' in lines[end]:
+            fields, unfinished = _parsed(text, separator)
+    return fields, text.count("\n") + 1 if fields else 1
 
 
-def _fields(text: str, separator: str) -> list[str] | None:
-    """The fields of a row, or None where a quoted one does not end, or goes on after its end."""
+def _fields(text: str, separator: str) -> list[str]:
+    """The fields of a header."""
+    return _parsed(text, separator)[0] or []
+
+
+def _parsed(text: str, separator: str) -> tuple[list[str] | None, bool]:
+    """The fields of a row, None where a quoted one goes on after its end or does not end; and whether it may end later."""
     if '"' not in text or separator == "|":  # Flickr30k's tables know no quoting
-        return text.split(separator)
+        return text.split(separator), False
     try:
-        return next(csv.reader([text], delimiter=separator, skipinitialspace=True, strict=True))
-    except (csv.Error, StopIteration):
-        return None
+        return next(csv.reader([text], delimiter=separator, skipinitialspace=True, strict=True)), False
+    except (csv.Error, StopIteration) as error:
+        return None, "unexpected end" in str(error)
 
 
 def _looks_like_a_row(line: str, separator: str, width: int) -> bool:
