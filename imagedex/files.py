@@ -42,16 +42,20 @@ def whole_file(path: Path | str) -> Iterator:
         raise
 
 
+class CannotWrite(UserError):
+    """The disk is full or read-only, or the folder is gone."""
+
+
 @contextmanager
-def writing_to(folder: Path | str, flag: str = "output_dir") -> Iterator[None]:
-    """Around what writes there: one line when the disk is full or read-only, or when the folder was deleted."""
+def writing_to(folder: Path | str) -> Iterator[None]:
+    """Around what writes there: raises `CannotWrite`, one line, for what the file system refuses."""
     try:
         yield
     except OSError as error:
         if error.errno not in _NOT_WRITTEN:
             raise
-        raise UserError(
-            f"--{flag} {folder} cannot be written: {error.strerror}. What is there is whole; the same command goes on from it"
+        raise CannotWrite(
+            f"{folder} cannot be written: {error.strerror}; what is there stays good, and the same command goes on from it"
         ) from error
 
 
