@@ -95,9 +95,12 @@ def begun(output_dir: Path, arguments: dict) -> Iterator[None]:
         output_dir.mkdir(parents=True, exist_ok=True)
     with alone_in(output_dir):
         check_output_dir(output_dir, arguments, RECORD)  # again: another run may have begun in the meantime
+        record = json.dumps(arguments, indent=2, sort_keys=True) + "\n"
         with writing_to(output_dir):
-            write_atomically(output_dir / RECORD, json.dumps(arguments, indent=2, sort_keys=True) + "\n")
+            write_atomically(output_dir / RECORD, record)
         yield
+        with writing_to(output_dir):  # also where somebody has deleted the folder while pictures were encoded
+            write_atomically(output_dir / RECORD, record)
 
 
 def search(
@@ -137,25 +140,25 @@ def answer(
 
     Args: trained, on how many of the queries the model may have been trained; None where nobody knows.
     """
-    with writing_to(folder):
-        retriever = opened.start()
+    retriever = opened.start()
     places = shown_places(len(queries), args.contact_sheet_queries) if args.contact_sheet_queries else []
     found = search(retriever, queries, args, folder, places)
     facts = opened.facts | {"ms_per_query": 1000 * found.seconds / len(queries)}
     if not alone:
         facts |= {"bytes": sum(comparison.size_on_disk(*kept) for kept in opened.kept)}
+    known = {} if trained is None or not queries.has_targets else {"possibly_trained_queries": trained}
     written, metrics, metrics_path = [], None, folder / "metrics.json"
-    if queries.has_targets:
-        known = {} if trained is None else {"possibly_trained_queries": trained}
-        added = known | (facts if opened.facts or not alone else {})
-        metrics = judge(retriever, found, opened.new_image_ids, metrics_path, added)
-        facts |= known
-        written.append(metrics_path)
-    else:
-        metrics_path.unlink(missing_ok=True)  # of a run when the file of queries still had its column of images
+    with writing_to(folder):
+        if queries.has_targets:
+            added = known | (facts if opened.facts or not alone else {})
+            metrics = judge(retriever, found, opened.new_image_ids, metrics_path, added)
+            written.append(metrics_path)
+        else:
+            metrics_path.unlink(missing_ok=True)  # of a run when the file of queries still had its column of images
+    facts |= known | {"gallery_size": len(retriever.image_ids)}
     shown = [ranking for ranking in found.judged() if ranking.query]
     written.insert(0, found.finish())
-    return Answer(retriever.name, shown, metrics, facts | {"gallery_size": len(retriever.image_ids)}, written, found)
+    return Answer(retriever.name, shown, metrics, facts, written, found)
 
 
 def judge(
