@@ -4,9 +4,9 @@ r"""Memory of a search with a million queries, and what is left of one that is k
     python benchmarks/million_queries.py --queries 100000
 
 A small XMatchingModel with random weights (BERT of 1 layer x 16) answers so many sentences, each with its right picture, from 300
-drawn pictures, by the real command line. One run goes through; another is killed (SIGKILL) as often as asked and continued by
-the same command. The resident set of the process is read after the first block of queries, half way and at the last one; the
-rankings and figures of both must be the same bytes.
+drawn pictures, by the real command line. One run goes through; another is killed (SIGKILL) as often as asked and continued by the
+same command. The memory of the process (of Linux: its resident set) is read after the first block of queries, half way and at
+the last one; the rankings and figures of both must be the same bytes.
 """
 
 import argparse
@@ -22,12 +22,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
 from compare_losses import ROOT, write
 from gradient_cache_memory import hardware
 from PIL import Image
 
-COLUMNS = ("format", "queries", "start_mib", "middle_mib", "end_mib", "queries_a_second", "kills", "lines", "same_bytes",
+COLUMNS = ("format", "queries", "start_mib", "middle_mib", "end_mib", "kills", "lines", "same_bytes",
            "hardware", "torch", "transformers")  # fmt: skip
 PICTURES = 300
 THINGS = ("dog", "cat", "boat", "tree", "girl", "man", "bicycle", "ball", "house", "bird")
@@ -82,6 +81,14 @@ def answered(output: Path) -> int:
         return 0
 
 
+def resident(pid: int) -> float:
+    """MiB of a process in memory; 0 once it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except (OSError, IndexError):
+        return 0
+
+
 def run(command: list, output: Path, stop_at: int | None = None) -> dict[int, float]:
     """Queries answered -> MiB of the resident set; ends by itself, or killed once so many are answered."""
     process = subprocess.Popen([*map(str, command), "--output_dir", str(output)], cwd=ROOT, stdout=subprocess.DEVNULL,
@@ -89,10 +96,7 @@ def run(command: list, output: Path, stop_at: int | None = None) -> dict[int, fl
     memory = {}
     while process.poll() is None:
         done = answered(output)
-        try:
-            memory[done] = psutil.Process(process.pid).memory_info().rss / 2**20
-        except psutil.NoSuchProcess:
-            break
+        memory[done] = resident(process.pid) or memory.get(done, 0)
         if stop_at is not None and done >= stop_at:
             process.kill()
         time.sleep(0.05)
@@ -123,18 +127,16 @@ def measure(folder: Path, count: int, output_format: str, kills: int) -> dict:
         queries, "--device", "cpu", "--output_format", output_format, "--contact_sheet_queries", 5,
     ]  # fmt: skip
     whole, killed = folder / f"whole-{output_format}", folder / f"killed-{output_format}"
-    started = time.perf_counter()
     memory = run(command, whole)
-    seconds = time.perf_counter() - started
     for kill in range(1, kills + 1):
         run(command, killed, stop_at=kill * count // (kills + 1))
         print(f"killed after {answered(killed):,} queries", flush=True)
     run(command, killed)
-    known = [done for done in memory if done]
+    known = [done for done in memory if done and memory[done]]
     start, middle, end = (min(known, key=lambda done: abs(done - wanted)) for wanted in (0, count / 2, count))
     return {
         "format": output_format, "queries": count, "start_mib": round(memory[start]), "middle_mib": round(memory[middle]),
-        "end_mib": round(memory[end]), "queries_a_second": round(count / seconds), "kills": kills,
+        "end_mib": round(memory[end]), "kills": kills,
         "lines": lines_of(killed / f"rankings.{output_format}"),
         "same_bytes": digest(whole, output_format) == digest(killed, output_format),
     }  # fmt: skip
