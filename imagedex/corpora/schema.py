@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
+from imagedex.corpora.cached import cached_rows
 from imagedex.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -176,9 +177,7 @@ def build_dataset(pictures: Sequence[Picture], split: str, captioned: bool = Tru
     digest = hashlib.blake2b(repr(FEATURES).encode(), digest_size=16)
     for row in rows:
         digest.update(repr(list(row.values())).encode())
-    return Dataset.from_generator(
-        _yield_rows, features=FEATURES, gen_kwargs={"rows": rows}, fingerprint=f"pictures-{digest.hexdigest()}"
-    )
+    return cached_rows(_yield_rows, FEATURES, {"rows": rows}, f"pictures-{digest.hexdigest()}")
 
 
 def _yield_rows(rows: list[dict]) -> Iterator[dict]:
