@@ -1,10 +1,12 @@
 """Files that appear whole or not at all, and folders that belong to one run."""
 
+import errno
 import json
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imagedex.errors import UserError
@@ -12,19 +14,68 @@ from imagedex.errors import UserError
 RUN_RECORD = "run_arguments.json"  # in an output folder: the arguments of the training that made it
 
 
+# What the file system may refuse: no room, no right, or a folder that somebody has deleted.
+_NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT,
+                errno.ENOTDIR}  # fmt: skip
+
+
 def write_atomically(path: Path | str, content: str | bytes) -> None:
     """Writes beside the target and renames: a reader sees the old file or the whole new one, never half of it."""
+    with whole_file(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(path: Path | str) -> Iterator:
+    """A file open for bytes beside `path`, renamed to it when the block ends well and removed when it does not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            yield file
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(OSError):
+            os.unlink(temporary)
         raise
+
+
+@contextmanager
+def writing_to(folder: Path | str, flag: str = "output_dir") -> Iterator[None]:
+    """Around what writes there: one line when the disk is full or read-only, or when the folder was deleted."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_WRITTEN:
+            raise
+        raise UserError(
+            f"--{flag} {folder} cannot be written: {error.strerror}. What is there is whole; the same command goes on from it"
+        ) from error
+
+
+@contextmanager
+def alone_in(folder: Path | str, flag: str = "output_dir") -> Iterator[None]:
+    """Refuses a folder in which another process is at work. The kernel lets go when a process ends, however it ends."""
+    handle = None
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(
+            f"--{flag} {folder}: another run is at work there; wait for its end, or give another folder"
+        ) from None
+    except (ImportError, OSError):  # a system or a file system without such locks
+        pass
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 @contextmanager

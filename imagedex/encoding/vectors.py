@@ -158,10 +158,10 @@ def encoding_on(model: torch.nn.Module, device=None) -> Iterator[torch.device]:
         yield next(model.parameters()).device
 
 
-def progress_bar(total: int, unit: str, shown: bool, doing: str = "encoding"):
+def progress_bar(total: int, unit: str, shown: bool, doing: str = "encoding", done: int = 0):
     """A bar; where nobody watches, in a file, it is written every half minute and at its end alone."""
     pace = 0.1 if sys.stderr.isatty() else 30
-    options = {"disable": not shown, "dynamic_ncols": True, "mininterval": pace}
+    options = {"disable": not shown, "dynamic_ncols": True, "mininterval": pace, "initial": done}
     return tqdm(total=total, unit=f" {unit}", desc=f"{doing} {unit}", **options)
 
 

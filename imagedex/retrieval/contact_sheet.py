@@ -74,11 +74,13 @@ def build_sheet(
     gallery_size: int,
     max_queries: int = 20,
     figures: Mapping[str, Mapping[str, float]] | None = None,
+    num_queries: int | None = None,
 ) -> Sheet:
     """Groups models' rankings by query; with more than `max_queries` of them, evenly spaced ones are shown.
 
     Args:
         answers: model name -> its rankings, of the same queries in the same order for every model.
+        num_queries: how many were asked, where `answers` has those of `shown_places` alone.
 
     Raises:
         ValueError: no model, or models that answered different queries.
@@ -87,11 +89,15 @@ def build_sheet(
     if len(asked) != 1:
         raise ValueError("a sheet needs one or more models that answered the same queries in the same order")
     total = len(asked.pop())
-    shown = min(max_queries, total)
-    places = [place * total // shown for place in range(shown)]
-    rows = [[rankings[place] for rankings in answers.values()] for place in places]
+    rows = [[rankings[place] for rankings in answers.values()] for place in shown_places(total, max_queries)]
     kept = {model: dict(values) for model, values in (figures or {}).items()}
-    return Sheet(list(answers), rows, gallery_size, total, kept)
+    return Sheet(list(answers), rows, gallery_size, num_queries or total, kept)
+
+
+def shown_places(num_queries: int, max_queries: int) -> list[int]:
+    """Which queries a sheet shows: evenly spaced ones."""
+    shown = min(max_queries, num_queries)
+    return [place * num_queries // shown for place in range(shown)]
 
 
 class Thumbnails:

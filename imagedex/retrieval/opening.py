@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,11 +78,11 @@ class Opener:
 
     Args:
         gallery: rows of the schema; of documents without `image`.
-        queries: the sentences that will be asked.
+        queries: the sentences that will be asked, which can be gone through as often as wanted.
     """
 
     def __init__(
-        self, args: RetrievalArguments, generative: GenerativeArguments, gallery, queries: Sequence[str],
+        self, args: RetrievalArguments, generative: GenerativeArguments, gallery, queries: Iterable[str],
         device: str | torch.device, output_dir: Path,
     ):  # fmt: skip
         self.args, self.generative, self.gallery, self.queries = args, generative, gallery, queries
@@ -129,7 +129,6 @@ class Opener:
                 bias if bank else None,
                 device=self.device,
                 text_kwargs=encoder.text_kwargs,
-                progress=True,
             )
 
         return start
@@ -159,7 +158,7 @@ class Opener:
         def start() -> Retriever:
             if missing:
                 save_extended(parts, known, folder)
-            found = GenerativeRetriever(label, parts, searched, beams, self.args.batch_size, progress=True)
+            found = GenerativeRetriever(label, parts, searched, beams, self.args.batch_size)
             return found if rerank is None else RerankedRetriever(found, rerank())
 
         kept = [(name, None)]

@@ -11,7 +11,7 @@ import torch
 from imagedex.errors import UserError
 from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
 from imagedex.modeling.identifiers import Identifiers
-from imagedex.retrieval.generative import GenerativeRetriever, load_generative, restricted, without_identifier, written
+from imagedex.retrieval.generative import GenerativeRetriever, load_generative, restricted, without_identifier
 
 QUERIES = ["A red dog (on the LEFT)!", "the blue half", "yellow grass", "a red dog on the left"]
 
@@ -79,15 +79,19 @@ def test_a_smaller_gallery_is_searched_alone_and_scores_stay(models, gallery_ids
     assert found.scores == pytest.approx(sorted(scores.values(), reverse=True), abs=1e-4)
 
 
-def test_sentences_are_written_as_in_training(models, save_generative, gallery_ids, tmp_path, caplog):
-    processor = load_generative(str(models["t5"])).processor
+def test_sentences_are_written_as_in_training(models, save_generative, gallery_ids, tmp_path):
+    retriever = GenerativeRetriever("t5", load_generative(str(models["t5"])))
+    processor = retriever.parts.processor
     assert (processor.prompt, processor.clean_text, processor.max_text_length) == ("question: ", True, 20)
-    rows = written(["A dog!", " ".join(["red"] * 50)], processor)
+    rows = [*retriever.written(["A dog!"]), *retriever.written([" ".join(["red"] * 50)])]
     assert processor.tokenizer.decode(rows[0]["input_ids"], skip_special_tokens=True) == "question: a dog"
-    assert len(rows[1]["input_ids"]) == 20 and "1 of 2 sentences are longer than 20 tokens" in caplog.text
+    assert len(rows[1]["input_ids"]) == 20
+    assert retriever.remarks() == ["1 of 2 sentences are longer than 20 tokens and were cut"]
     style = {"prompt": "", "clean_text": False, "max_text_length": 9}
     plain = load_generative(str(save_generative(tmp_path / "plain", "t5", "naive", gallery_ids, style=style)))
-    assert written(["A dog!"], plain.processor)[0]["input_ids"] == plain.processor.tokenizer("A dog!")["input_ids"]
+    retriever = GenerativeRetriever("plain", plain)
+    assert retriever.written(["A dog!"])[0]["input_ids"] == plain.processor.tokenizer("A dog!")["input_ids"]
+    assert retriever.remarks() == []
 
 
 def test_a_model_that_kept_its_style_with_the_identifiers_keeps_it(save_generative, gallery_ids, tmp_path):

@@ -292,6 +292,9 @@ def test_a_median_rank_that_does_not_exist_is_null(tmp_path):
         def search(self, queries, k, targets=None):
             return []
 
+        def fingerprint(self):
+            return ""
+
     metrics = summarize_ranks([1, math.inf, math.inf])
     path = answering.write_metrics(metrics, Nothing("none", ["a.jpg"]), 3, tmp_path / "metrics.json")
 
