@@ -34,7 +34,7 @@ class RerankedRetriever(Retriever):
     def remarks(self) -> list[str]:
         return self.generative.remarks()
 
-    def search(self, queries: Sequence[str], k: int, targets: Sequence[str] | None = None) -> list[Ranking]:
+    def search(self, queries: Sequence[str], k: int, targets: Sequence[Sequence[str]] | None = None) -> list[Ranking]:
         rankings = self.generative.candidates(queries)
         asked = self.vectors.encode(queries)
         for ranking, vector in zip(rankings, asked, strict=True):
