@@ -20,6 +20,7 @@ from imagedex.checkpoints import (
     why_not,
 )
 from imagedex.encoding.store import weights_fingerprint
+from imagedex.encoding.vectors import UNKNOWN, count_unknown
 from imagedex.errors import UserError
 from imagedex.evaluation.rankings import Ranking, short_float
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_list
@@ -127,7 +128,7 @@ class GenerativeRetriever(Retriever):
         super().__init__(name, self.identifiers.image_ids)
         self.parts, self.num_beams = parts, num_beams
         self.batch_size = max(1, min(batch_size, BEAMS_AT_ONCE // num_beams))
-        self.asked = self.cut = 0
+        self.asked = self.cut = self.unknown = 0
 
     def fingerprint(self) -> str:
         own, parts = self.identifiers, self.parts
@@ -137,12 +138,14 @@ class GenerativeRetriever(Retriever):
 
     def remarks(self) -> list[str]:
         limit = self.parts.processor.max_text_length
-        return [f"{self.cut} of {self.asked} sentences are longer than {limit} tokens and were cut"] if self.cut else []
+        cut = [f"{self.cut} of {self.asked} sentences are longer than {limit} tokens and were cut"] if self.cut else []
+        return cut + ([UNKNOWN % (self.unknown, self.asked)] if self.unknown else [])
 
     def written(self, queries: Sequence[str]) -> list[dict]:
         """One {"input_ids", "attention_mask"} a query; those that are cut are counted."""
         tokens, cut = self.parts.processor.tokens(queries)
         self.asked, self.cut = self.asked + len(queries), self.cut + sum(cut)
+        self.unknown += count_unknown(self.parts.processor.tokenizer, tokens["input_ids"])
         pairs = zip(tokens["input_ids"], tokens["attention_mask"], strict=True)
         return [{"input_ids": ids, "attention_mask": mask} for ids, mask in pairs]
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 IMAGE_COLUMN = "image"
 EXTENSIONS = (".txt", ".csv", ".jsonl", ".parquet")
 BLOCK = 4096  # rows held at once where nobody says how many
-LONGEST = 10_000  # characters of a sentence; models read some hundred of them
+LONGEST = 10_000  # characters of a sentence, which is cut behind them; models read some hundred
 SEPARATORS = ",;\t|"
 
 
@@ -103,13 +103,13 @@ def open_queries(path: str | Path, query_column: str = "caption") -> QueryFile:
 
     Raises:
         UserError: no such file, another extension, not UTF-8 or not the form that the extension says, no such column,
-            no queries, an empty or endless sentence, something else than names of pictures, or for some rows only.
+            no queries, an empty sentence, something else than names of pictures, or for some rows only.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"the queries file {path} does not exist")
     columns: dict[str, None] = {}
-    count = named = 0
+    count = named = long = 0
     wrong, nameless = None, ""  # the first row that says something else; the first row without a right picture
     for place, value, image in rows_of(path, query_column, columns):
         count += 1
@@ -120,6 +120,7 @@ def open_queries(path: str | Path, query_column: str = "caption") -> QueryFile:
         except UserError as error:
             wrong = wrong or error
         named += bool(targets)
+        long += isinstance(value, str) and len(value) > LONGEST
         nameless = nameless or ("" if targets else place)
     if query_column not in columns and (columns or count):
         raise UserError(
@@ -135,6 +136,8 @@ def open_queries(path: str | Path, query_column: str = "caption") -> QueryFile:
             f"the queries file {path} names the right picture in column {IMAGE_COLUMN!r} for some rows only; "
             f"{count - named} of {count} have none, the first is {nameless}"
         )
+    if long:
+        logger.warning("%s: %d of %d sentences have more than %d characters and are cut", path, long, count, LONGEST)
     if not named and len(columns) > 1:
         has = "is empty" if IMAGE_COLUMN in columns else f"is not there (but {', '.join(map(repr, columns))})"
         logger.warning("%s: the column %r of the right pictures %s, so no figures are made", path, IMAGE_COLUMN, has)
@@ -167,12 +170,8 @@ def _sentence(value, place: str, path: Path, column: str) -> str:
         raise UserError(f"{where}: column {column!r} holds {_short(value)}, not a sentence")
     if not value.strip():
         raise UserError(f"{where}: the sentence is empty")
-    if len(value) > LONGEST:
-        raise UserError(
-            f"{where}: the sentence has {len(value):,} characters; at most {LONGEST:,} are asked, so cut it"
-        )
     _check_unicode(value, where)
-    return " ".join(value.split())  # a line break inside a sentence would break .tsv and the contact sheet
+    return " ".join(value.split())[:LONGEST]  # a line break inside a sentence would break .tsv and the contact sheet
 
 
 def _targets(value, place: str, path: Path) -> tuple[str, ...]:

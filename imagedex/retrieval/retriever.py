@@ -9,9 +9,10 @@ from functools import cached_property
 import torch
 
 from imagedex.encoding.store import bytes_of, weights_fingerprint
-from imagedex.encoding.vectors import encode_texts
+from imagedex.encoding.vectors import UNKNOWN, count_unknown, encode_texts
 from imagedex.evaluation.exact import ranks_by_blocks, similarity, top_k, with_bias
 from imagedex.evaluation.rankings import Ranking, short_float
+from imagedex.modeling.processing_retrieval import SentenceProcessor
 
 
 class Retriever(ABC):
@@ -79,9 +80,18 @@ class VectorRetriever(Retriever):
         # scores are computed in float64, which Apple's GPUs do not have
         self.vectors = vectors.to("cpu" if self.device.type == "mps" else self.device)
         self.bias = None if bias is None else bias.to(self.vectors.device)
+        self.asked = self.unknown = 0
+
+    def remarks(self) -> list[str]:
+        return [UNKNOWN % (self.unknown, self.asked)] if self.unknown else []
 
     def encode(self, queries: Sequence[str]) -> torch.Tensor:
         """(Q, D) float32 unit vectors, on the device of the gallery's."""
+        tokenizer, written = self.tokenizer, list(queries)
+        if isinstance(tokenizer, SentenceProcessor):
+            tokenizer, written = tokenizer.tokenizer, [tokenizer.written(sentence) for sentence in queries]
+        self.asked += len(written)
+        self.unknown += count_unknown(tokenizer, tokenizer(written, verbose=False)["input_ids"])
         options = {"batch_size": self.batch_size, "device": self.device, "text_kwargs": self.text_kwargs}
         return encode_texts(self.model, self.tokenizer, queries, **options).to(self.vectors.device)
 
