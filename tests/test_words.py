@@ -4,9 +4,12 @@ import unicodedata
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from imagedex.evaluation.baselines import BM25, baseline_rows
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_scores
+from imagedex.modeling.processing_retrieval import SentenceProcessor, clean
+from imagedex.training.texts import token_table
 from imagedex.training.tokenizer import LONGEST_WORD, train_tokenizer
 from imagedex.words import joined, units, words
 
@@ -122,3 +125,24 @@ def test_what_is_left_out_by_itself():
     assert units("หมาวิ่งในสวน") == ["หมาวิ่", "งในสวน"]
     for text in ("a dog's park.", "狗在公园里", "犬が公園で", "หมาวิ่งในสวน", "कुत्ता है", "park 狗在"):
         assert joined(units(text)) == text
+
+
+@pytest.mark.parametrize("text, cleaned", [
+    ("A Dog! (big)", "a dog big"),
+    ("Ёлка: снег.", "ёлка снег"),
+    ("狗在公园里。一只!", "狗在公园里。一只"),
+    ("हिन्दी में कुत्ता। #1", "हिन्दी में कुत्ता। 1"),
+    ("كلب؟ نعم*", "كلب؟ نعم"),
+    ("หมาวิ่ง~", "หมาวิ่ง"),
+    ("🐶 dog’s; re\u0301sume\u0301", "🐶 dog’s re\u0301sume\u0301"),
+])  # fmt: skip
+def test_cleaning_takes_signs_alone(text, cleaned):
+    assert clean(text) == cleaned
+
+
+def test_what_cleaning_leaves_empty_and_what_nobody_knows_is_counted(caplog):
+    tokenizer = train_tokenizer(["a dog"] * 3, 60)
+    texts = Dataset.from_dict({"caption": ["a dog", "!!!", "собака", "***"]})
+    token_table(texts, "caption", SentenceProcessor(tokenizer, clean_text=True))
+    assert "2 of 4 texts are empty once they are cleaned" in caplog.text
+    assert "1 of 4 texts have words or signs that the tokenizer does not know" in caplog.text

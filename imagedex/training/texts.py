@@ -22,7 +22,8 @@ def token_table(texts: Dataset, column: str, processor, num_proc: int | None = N
     def write(batch):
         tokens, cut = reader.tokens(batch[column])
         unknown = [count_unknown(reader.tokenizer, [ids]) for ids in tokens["input_ids"]]
-        return tokens | {"was_cut": cut, "unknown": unknown}
+        bare = [not reader.cleaned(text).strip() for text in batch[column]]
+        return tokens | {"was_cut": cut, "unknown": unknown, "bare": bare}
 
     rows = texts.select_columns([column]).map(
         write, batched=True, num_proc=num_proc, remove_columns=[column], desc="Tokenising"
@@ -30,7 +31,9 @@ def token_table(texts: Dataset, column: str, processor, num_proc: int | None = N
     warn_of_cut(int(np.sum(rows["was_cut"])), len(rows), processor.max_text_length)
     if unknown := int(np.sum(rows["unknown"])):
         logger.warning(UNKNOWN, unknown, len(rows))
-    return rows.remove_columns(["was_cut", "unknown"])
+    if bare := int(np.sum(rows["bare"])):
+        logger.warning("%d of %d texts are empty once they are cleaned (clean_text)", bare, len(rows))
+    return rows.remove_columns(["was_cut", "unknown", "bare"])
 
 
 def warn_of_cut(cut: int, total: int, limit: int | None) -> None:
