@@ -6,7 +6,7 @@ precision, so that dot products are cosines.
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -138,6 +138,17 @@ def unit_vectors(output) -> torch.Tensor:
     if not torch.isfinite(embeds).all():
         raise UserError("the model gives vectors with NaN or infinity; its weights or its precision are broken")
     return torch.nn.functional.normalize(embeds, dim=-1).cpu()
+
+
+def count_unknown(tokenizer, texts: Iterable[Sequence[int]]) -> int:
+    """How many of these texts, given as tokens, have a word or a sign that the tokenizer does not know."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown in (None, tokenizer.eos_token_id, tokenizer.pad_token_id):  # CLIP's is the end of each text, too
+        return 0
+    return sum(unknown in tokens for tokens in texts)
+
+
+UNKNOWN = "%d of %d texts have words or signs that the tokenizer does not know"
 
 
 def text_length_limit(model, tokenizer) -> int | None:

@@ -6,7 +6,6 @@ Neither sees a pixel. `baseline_rows` gives both rows for a set of queries, to b
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,13 +21,7 @@ from imagedex.errors import UserError
 from imagedex.evaluation.exact import BLOCK_SCORES, metrics_by_gallery, similarity
 from imagedex.evaluation.intervals import intervals
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_scores, summarize_ranks
-
-_WORD = re.compile(r"\w+")
-
-
-def words(text: str) -> list[str]:
-    """Lower-case runs of word characters (letters, digits, underscore, in any script). No stemming, no stop words."""
-    return _WORD.findall(text.lower())
+from imagedex.words import words
 
 
 class BM25:

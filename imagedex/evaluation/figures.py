@@ -15,13 +15,13 @@ class Figures:
     def __init__(self, ks: Sequence[int] = (1, 5, 10)):
         self.ks = tuple(ks)
         self._ranks: Counter[float] = Counter()
-        self._pictures: dict[str, np.ndarray] = {}  # (len(ks) + 2,): hits at each k, reciprocal ranks, queries
+        self._pictures: dict[str | tuple, np.ndarray] = {}  # (len(ks) + 2,): hits at each k, reciprocal ranks, queries
 
     def __len__(self) -> int:
         return self._ranks.total()
 
-    def add(self, rank: float, picture: str) -> None:
-        """Args: rank, `math.inf` where it was not found; picture, the one asked for."""
+    def add(self, rank: float, picture: str | tuple) -> None:
+        """Args: rank, `math.inf` where it was not found; picture, the one asked for (or all that are right)."""
         self._ranks[rank] += 1
         sums = self._pictures.setdefault(picture, np.zeros(len(self.ks) + 2))
         sums += [*(rank <= k for k in self.ks), 1 / rank, 1]

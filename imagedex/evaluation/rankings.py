@@ -27,15 +27,15 @@ class Ranking:
         scores: as many, descending (cosines for vectors, less a picture's bias where it has one; log-probabilities for
             identifiers).
         cosines: as many, where scores are not the cosines themselves.
-        target: the right picture's image_id, where it is known.
-        rank: where the target stands in the whole gallery, ties counted against it; `math.inf` when it was not found.
+        targets: the right pictures' image_ids, where they are known.
+        rank: where the best of them stands in the whole gallery, ties counted against it; `math.inf` when none was found.
         cosine_rank: where it would stand by cosines, where scores are not the cosines.
     """
 
     query: str
     images: list[str]
     scores: list[float]
-    target: str | None = None
+    targets: list[str] | None = None
     rank: float | None = None
     cosines: list[float] | None = None
     cosine_rank: float | None = None

@@ -18,11 +18,12 @@ import torch
 from imagedex.encoding.dual_encoder import DualEncoder, load_dual_encoder
 from imagedex.encoding.vectors import encode_images, encode_texts, picture_batches
 from imagedex.errors import UserError
-from imagedex.evaluation.baselines import mean_caption_vectors, words
+from imagedex.evaluation.baselines import mean_caption_vectors
 from imagedex.identifiers.picture_rows import LEAST_KNOWN, predicted_rows
 from imagedex.identifiers.schemes import VECTOR_SCHEMES, extend_identifiers
 from imagedex.identifiers.vectors import mean_vision_states
 from imagedex.modeling.identifiers import Identifiers
+from imagedex.words import words
 
 logger = logging.getLogger(__name__)
 

@@ -167,9 +167,9 @@ def judge(
     """The figures, with their intervals; printed, and written with what is added to them."""
     figures, by_cosine = Figures(), Figures()
     for ranking in found.judged():
-        figures.add(ranking.rank, ranking.target)
+        figures.add(ranking.rank, tuple(ranking.targets))
         if ranking.cosine_rank is not None:
-            by_cosine.add(ranking.cosine_rank, ranking.target)
+            by_cosine.add(ranking.cosine_rank, tuple(ranking.targets))
     metrics, cosine = figures.summary() | figures.intervals(), by_cosine.summary() if len(by_cosine) else {}
     groups = comparison.group_figures(found.judged(), new_image_ids, len(retriever.image_ids))
     added = groups | added | {f"cosine_{name}": figure for name, figure in cosine.items()}

@@ -110,7 +110,9 @@ def kept_baselines(folder: Path, queries: Queries | QueryFile, gallery_size: int
     if len(asked) != len(queries):
         return {}
     own = queries.read()
-    if sorted(asked) != sorted(zip(own.sentences, own.targets, strict=True)):
+    if sorted((sentence, (image_id,)) for sentence, image_id in asked) != sorted(
+        zip(own.sentences, own.targets, strict=True)
+    ):
         return {}
     galleries = [  # a row of held-out pictures has figures of two galleries
         {name: figures_within(row, prefix) for name, row in rows.items()} for prefix in ("", *OTHER_GALLERIES)
@@ -146,8 +148,10 @@ def possibly_trained_queries(
     known = {question(*one) for one in captions}.union(*(one.asked for one in listed))
     asked, targets = Counter(), set()
     for block in queries.blocks():
-        targets.update(block.targets)
-        asked.update(one for one in map(question, block.sentences, block.targets) if one in known)
+        for sentence, own in zip(block.sentences, block.targets, strict=True):
+            targets.update(own)
+            # by the first of its right pictures that somebody's training knows of
+            asked.update([one for one in (question(sentence, target) for target in own) if one in known][:1])
     captions = [one for one in captions if one[1] in targets]
     seen = possibly_trained(trainings, list(asked), [dataset_name] if dataset_name else [], captions, origin)
     if origin is None and asked.total() == len(queries):  # a model may be the one that kept these queries back
@@ -167,7 +171,8 @@ def group_figures(judged: Iterable[Ranking], new_image_ids: Collection[str], gal
         return {}
     groups = {"seen": Figures(), "new": Figures()}
     for ranking in judged:
-        groups["new" if ranking.target in new_image_ids else "seen"].add(ranking.rank, ranking.target)
+        is_new = set(ranking.targets) <= set(new_image_ids)
+        groups["new" if is_new else "seen"].add(ranking.rank, tuple(ranking.targets))
     sizes = {"seen": gallery_size - len(new_image_ids), "new": len(new_image_ids)}
     return {
         name: {figure: v for figure, v in figures.summary().items() if math.isfinite(v)}

@@ -20,6 +20,7 @@ from imagedex.checkpoints import (
     why_not,
 )
 from imagedex.encoding.store import weights_fingerprint
+from imagedex.encoding.vectors import UNKNOWN, count_unknown
 from imagedex.errors import UserError
 from imagedex.evaluation.rankings import Ranking, short_float
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_list
@@ -127,7 +128,7 @@ class GenerativeRetriever(Retriever):
         super().__init__(name, self.identifiers.image_ids)
         self.parts, self.num_beams = parts, num_beams
         self.batch_size = max(1, min(batch_size, BEAMS_AT_ONCE // num_beams))
-        self.asked = self.cut = 0
+        self.asked = self.cut = self.unknown = 0
 
     def fingerprint(self) -> str:
         own, parts = self.identifiers, self.parts
@@ -137,17 +138,20 @@ class GenerativeRetriever(Retriever):
 
     def remarks(self) -> list[str]:
         limit = self.parts.processor.max_text_length
-        return [f"{self.cut} of {self.asked} sentences are longer than {limit} tokens and were cut"] if self.cut else []
+        cut = [f"{self.cut} of {self.asked} sentences are longer than {limit} tokens and were cut"] if self.cut else []
+        return cut + ([UNKNOWN % (self.unknown, self.asked)] if self.unknown else [])
 
     def written(self, queries: Sequence[str]) -> list[dict]:
         """One {"input_ids", "attention_mask"} a query; those that are cut are counted."""
         tokens, cut = self.parts.processor.tokens(queries)
         self.asked, self.cut = self.asked + len(queries), self.cut + sum(cut)
+        self.unknown += count_unknown(self.parts.processor.tokenizer, tokens["input_ids"])
         pairs = zip(tokens["input_ids"], tokens["attention_mask"], strict=True)
         return [{"input_ids": ids, "attention_mask": mask} for ids, mask in pairs]
 
     def candidates(self, queries: Sequence[str]) -> list[Ranking]:
-        """Everything that each query's beams found, best first; scores are log-probabilities in nats."""
+        """Everything that each query's beams found, best first; scores are log-probabilities in nats. Raises `UserError`: the
+        model's weights are NaN."""
         model, processor = self.parts.model, self.parts.processor
         rows = self.written(queries)
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]), reverse=True)
@@ -155,23 +159,26 @@ class GenerativeRetriever(Retriever):
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             inputs = processor.tokenizer.pad([rows[row] for row in batch], return_tensors="pt").to(model.device)
-            scores, found = rank_identifiers(model, self.identifiers, dict(inputs), self.num_beams)
+            try:
+                scores, found = rank_identifiers(model, self.identifiers, dict(inputs), self.num_beams)
+            except FloatingPointError as error:
+                raise UserError(f"{self.name}: {error}") from error
             for row, own_scores, own_rows in zip(batch, scores.tolist(), found.tolist(), strict=True):
                 images = [self.image_ids[place] for place in own_rows if place >= 0]
                 rankings[row].images = images
                 rankings[row].scores = [short_float(score) for score in own_scores[: len(images)]]
         return rankings
 
-    def search(self, queries: Sequence[str], k: int, targets: Sequence[str] | None = None) -> list[Ranking]:
+    def search(self, queries: Sequence[str], k: int, targets: Sequence[Sequence[str]] | None = None) -> list[Ranking]:
         return judged(self.candidates(queries), k, targets)
 
 
-def judged(rankings: list[Ranking], k: int, targets: Sequence[str] | None) -> list[Ranking]:
+def judged(rankings: list[Ranking], k: int, targets: Sequence[Sequence[str]] | None) -> list[Ranking]:
     """Ranks from the whole lists, which are then cut to the k best."""
     for place, ranking in enumerate(rankings):
         if targets is not None:
-            ranking.target = targets[place]
-            ranking.rank = rank_from_list(ranking.images, ranking.target, ranking.scores)
+            ranking.targets = list(targets[place])
+            ranking.rank = rank_from_list(ranking.images, ranking.targets, ranking.scores)
         ranking.images, ranking.scores = ranking.images[:k], ranking.scores[:k]
     return rankings
 

@@ -1,8 +1,10 @@
-"""Files of queries: sentences, and where it is known the right picture of each. Read as a stream, as often as they are asked."""
+"""Files of queries: sentences, and where it is known the right pictures of each. Read as a stream, as often as they are asked."""
 
 import csv
 import hashlib
 import json
+import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -13,17 +15,21 @@ import pyarrow.parquet
 
 from imagedex.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 IMAGE_COLUMN = "image"
 EXTENSIONS = (".txt", ".csv", ".jsonl", ".parquet")
 BLOCK = 4096  # rows held at once where nobody says how many
+LONGEST = 10_000  # characters of a sentence, which is cut behind them; models read some hundred
+SEPARATORS = ",;\t|"
 
 
 @dataclass
 class Queries:
-    """`sentences`, and in `targets` the image_id of the right picture of each, or None when the file does not say."""
+    """`sentences`, and in `targets` the image_ids of the right pictures of each, or None when the file does not say."""
 
     sentences: list[str]
-    targets: list[str] | None = None
+    targets: list[tuple[str, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.sentences)
@@ -62,10 +68,11 @@ class QueryFile:
     def __len__(self) -> int:
         return self.count
 
-    def rows(self) -> Iterator[tuple[str, object]]:
-        """(sentence, the right picture's image_id or None). Raises `UserError`: the file has changed."""
+    def rows(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """(sentence, the right pictures' image_ids). Raises `UserError`: the file has changed."""
         for place, value, image in rows_of(self.path, self.query_column):
-            yield _sentence(value, place, self.path, self.query_column), image if self.has_targets else None
+            targets = _targets(image, place, self.path) if self.has_targets else ()
+            yield _sentence(value, place, self.path, self.query_column), targets
 
     def __iter__(self) -> Iterator[str]:
         return (sentence for sentence, _ in self.rows())
@@ -91,29 +98,30 @@ def open_queries(path: str | Path, query_column: str = "caption") -> QueryFile:
     """Reads .txt (one sentence a line, empty lines skipped), .csv, .jsonl or .parquet through once, and counts.
 
     Args:
-        query_column: the column of the sentences (not for .txt). A column `image` beside it gives the right pictures.
+        query_column: the column of the sentences (not for .txt). A column `image` beside it gives the right picture, or a list
+            of those that are right.
 
     Raises:
         UserError: no such file, another extension, not UTF-8 or not the form that the extension says, no such column,
-            no queries, an empty sentence, or right pictures given for some rows only.
+            no queries, an empty sentence, something else than names of pictures, or for some rows only.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"the queries file {path} does not exist")
     columns: dict[str, None] = {}
-    count = named = 0
-    wrong, nameless = None, ""  # the first sentence that is none; the first row without a right picture
+    count = named = long = 0
+    wrong, nameless = None, ""  # the first row that says something else; the first row without a right picture
     for place, value, image in rows_of(path, query_column, columns):
         count += 1
-        if wrong is None:
-            try:
-                _sentence(value, place, path, query_column)
-            except UserError as error:
-                wrong = error
-        if isinstance(image, str) and image:
-            named += 1
-        elif not nameless:
-            nameless = place
+        targets = ()
+        try:
+            _sentence(value, place, path, query_column)
+            targets = _targets(image, place, path) if query_column != IMAGE_COLUMN else ()
+        except UserError as error:
+            wrong = wrong or error
+        named += bool(targets)
+        long += isinstance(value, str) and len(value) > LONGEST
+        nameless = nameless or ("" if targets else place)
     if query_column not in columns and (columns or count):
         raise UserError(
             f"the queries file {path} has no column {query_column!r}; it has {', '.join(map(repr, columns))}; "
@@ -123,15 +131,19 @@ def open_queries(path: str | Path, query_column: str = "caption") -> QueryFile:
         raise UserError(f"the queries file {path} holds no queries")
     if wrong is not None:
         raise wrong
-    has_targets = bool(named) and query_column != IMAGE_COLUMN
-    if has_targets and named < count:
+    if named and named < count:
         raise UserError(
             f"the queries file {path} names the right picture in column {IMAGE_COLUMN!r} for some rows only; "
             f"{count - named} of {count} have none, the first is {nameless}"
         )
+    if long:
+        logger.warning("%s: %d of %d sentences have more than %d characters and are cut", path, long, count, LONGEST)
+    if not named and len(columns) > 1:
+        has = "is empty" if IMAGE_COLUMN in columns else f"is not there (but {', '.join(map(repr, columns))})"
+        logger.warning("%s: the column %r of the right pictures %s, so no figures are made", path, IMAGE_COLUMN, has)
     with path.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
-    return QueryFile(path, query_column, count, has_targets, fingerprint)
+    return QueryFile(path, query_column, count, bool(named), fingerprint)
 
 
 def check_targets(queries: Queries | QueryFile, image_ids: Iterable[str], path: str | Path) -> None:
@@ -140,9 +152,9 @@ def check_targets(queries: Queries | QueryFile, image_ids: Iterable[str], path: 
         return
     known, strangers, asked = set(image_ids), set(), 0
     for block in queries.blocks():
-        outside = [target for target in block.targets if target not in known]
-        asked += len(outside)
-        strangers.update(outside)
+        outside = [set(targets) - known for targets in block.targets]
+        asked += sum(map(bool, outside))
+        strangers.update(*outside)
     if strangers:
         shown = ", ".join(sorted(strangers)[:3]) + (", ..." if len(strangers) > 3 else "")
         raise UserError(
@@ -153,11 +165,44 @@ def check_targets(queries: Queries | QueryFile, image_ids: Iterable[str], path: 
 
 
 def _sentence(value, place: str, path: Path, column: str) -> str:
+    where = f"the queries file {path}, {place}"
     if not isinstance(value, str):
-        raise UserError(f"the queries file {path}, {place}: column {column!r} holds {value!r}, not a sentence")
+        raise UserError(f"{where}: column {column!r} holds {_short(value)}, not a sentence")
     if not value.strip():
-        raise UserError(f"the queries file {path}, {place}: the sentence is empty")
-    return " ".join(value.split())  # a line break inside a sentence would break .tsv and the contact sheet
+        raise UserError(f"{where}: the sentence is empty")
+    _check_unicode(value, where)
+    return " ".join(value.split())[:LONGEST]  # a line break inside a sentence would break .tsv and the contact sheet
+
+
+def _targets(value, place: str, path: Path) -> tuple[str, ...]:
+    """The right pictures that a cell names, each once: one, or a list of them (in a .csv as JSON); () where it is empty."""
+    names = value
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            names = json.loads(value)
+        except (ValueError, RecursionError):
+            names = value
+    names = names if isinstance(names, list) else [] if names in (None, "") else [names]
+    where = f"the queries file {path}, {place}"
+    if not all(isinstance(name, str) and name for name in names):
+        raise UserError(
+            f"{where}: column {IMAGE_COLUMN!r} holds {_short(value)}, not the name of the right picture or a list of such names"
+        )
+    for name in names:
+        _check_unicode(name, where)
+    return tuple(dict.fromkeys(names))
+
+
+def _check_unicode(text: str, where: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: {_short(text)} holds half of a surrogate pair, which is no character") from error
+
+
+def _short(value) -> str:
+    shown = ascii(value)
+    return shown if len(shown) <= 80 else shown[:80] + " …"
 
 
 # Each reader gives (place in the file, sentence, image) of one row after another, and adds the columns' names that it meets.
@@ -201,10 +246,18 @@ def _read_txt(path: Path, query_column: str, columns: dict[str, None]) -> Iterat
 
 
 def _read_csv(path: Path, query_column: str, columns: dict[str, None]) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)  # what is too long is said as of any other file
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+        separator = _separator(file.readline(), query_column)
+        file.seek(0)
+        reader = csv.DictReader(file, strict=True, delimiter=separator, skipinitialspace=True)
         try:
-            columns |= dict.fromkeys(reader.fieldnames or ())
+            names = [name.strip() for name in reader.fieldnames or ()]
+            for name in (query_column, IMAGE_COLUMN):
+                if names.count(name) > 1:
+                    raise UserError(f"the queries file {path} has several columns {name!r}; keep one")
+            reader.fieldnames = names
+            columns |= dict.fromkeys(names)
             for row in reader:
                 place = f"line {reader.line_num}"
                 if None in row:
@@ -217,11 +270,23 @@ def _read_csv(path: Path, query_column: str, columns: dict[str, None]) -> Iterat
             raise UserError(f"the queries file {path}, line {reader.line_num}: {error}") from error
 
 
+def _separator(header: str, query_column: str) -> str:
+    """The first that sets the column of the sentences apart in the header; a comma where none does."""
+    for separator in SEPARATORS:
+        names = next(csv.reader([header], delimiter=separator, skipinitialspace=True), [])
+        if len(names) > 1 and query_column in map(str.strip, names):
+            return separator
+    return ","
+
+
 def _read_jsonl(path: Path, query_column: str, columns: dict[str, None]) -> Iterator[Row]:
     for place, line in _lines(path):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # malformed; a number of thousands of digits; thousands of brackets
             raise UserError(f"the queries file {path}, {place} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise UserError(f"the queries file {path}, {place} is not a JSON object")

@@ -32,9 +32,9 @@ class RerankedRetriever(Retriever):
         return f"{self.generative.fingerprint()} {self.vectors.fingerprint()}"
 
     def remarks(self) -> list[str]:
-        return self.generative.remarks()
+        return [*self.generative.remarks(), *self.vectors.remarks()]
 
-    def search(self, queries: Sequence[str], k: int, targets: Sequence[str] | None = None) -> list[Ranking]:
+    def search(self, queries: Sequence[str], k: int, targets: Sequence[Sequence[str]] | None = None) -> list[Ranking]:
         rankings = self.generative.candidates(queries)
         asked = self.vectors.encode(queries)
         for ranking, vector in zip(rankings, asked, strict=True):

@@ -9,9 +9,10 @@ from functools import cached_property
 import torch
 
 from imagedex.encoding.store import bytes_of, weights_fingerprint
-from imagedex.encoding.vectors import encode_texts
+from imagedex.encoding.vectors import UNKNOWN, count_unknown, encode_texts
 from imagedex.evaluation.exact import ranks_by_blocks, similarity, top_k, with_bias
 from imagedex.evaluation.rankings import Ranking, short_float
+from imagedex.modeling.processing_retrieval import SentenceProcessor
 
 
 class Retriever(ABC):
@@ -38,11 +39,12 @@ class Retriever(ABC):
         return []
 
     @abstractmethod
-    def search(self, queries: Sequence[str], k: int, targets: Sequence[str] | None = None) -> list[Ranking]:
+    def search(self, queries: Sequence[str], k: int, targets: Sequence[Sequence[str]] | None = None) -> list[Ranking]:
         """The k best pictures of each query (fewer when the gallery has fewer).
 
         Args:
-            targets: the right pictures' image_ids, all of them in the gallery. With them each ranking has its `rank`:
+            targets: of each query the right pictures' image_ids, all of them in the gallery. With them each ranking has the
+                `rank` of the best of them:
                 the place in the whole gallery where the model can tell it, else in the list it gave (`rank_from_list`).
         """
 
@@ -78,9 +80,18 @@ class VectorRetriever(Retriever):
         # scores are computed in float64, which Apple's GPUs do not have
         self.vectors = vectors.to("cpu" if self.device.type == "mps" else self.device)
         self.bias = None if bias is None else bias.to(self.vectors.device)
+        self.asked = self.unknown = 0
+
+    def remarks(self) -> list[str]:
+        return [UNKNOWN % (self.unknown, self.asked)] if self.unknown else []
 
     def encode(self, queries: Sequence[str]) -> torch.Tensor:
         """(Q, D) float32 unit vectors, on the device of the gallery's."""
+        tokenizer, written = self.tokenizer, list(queries)
+        if isinstance(tokenizer, SentenceProcessor):
+            tokenizer, written = tokenizer.tokenizer, [tokenizer.written(sentence) for sentence in queries]
+        self.asked += len(written)
+        self.unknown += count_unknown(tokenizer, tokenizer(written, verbose=False)["input_ids"])
         options = {"batch_size": self.batch_size, "device": self.device, "text_kwargs": self.text_kwargs}
         return encode_texts(self.model, self.tokenizer, queries, **options).to(self.vectors.device)
 
@@ -91,7 +102,7 @@ class VectorRetriever(Retriever):
             digest.update(b"" if tensor is None else bytes_of(tensor))
         return digest.hexdigest()
 
-    def search(self, queries: Sequence[str], k: int, targets: Sequence[str] | None = None) -> list[Ranking]:
+    def search(self, queries: Sequence[str], k: int, targets: Sequence[Sequence[str]] | None = None) -> list[Ranking]:
         plain = self.encode(queries)
         asked, searched = with_bias(plain, self.vectors, self.bias)
         scores, rows = top_k(asked, searched, k)
@@ -113,11 +124,11 @@ class VectorRetriever(Retriever):
     def row_of(self) -> dict[str, int]:
         return {image_id: row for row, image_id in enumerate(self.image_ids)}
 
-    def judge(self, rankings: Sequence[Ranking], targets: Sequence[str], asked, searched, field: str) -> None:
-        """Sets each ranking's target, and its rank in the whole gallery under the given name."""
-        ranks = ranks_by_blocks(asked, searched, [self.row_of[target] for target in targets])
-        for ranking, target, rank in zip(rankings, targets, ranks.tolist(), strict=True):
-            ranking.target = target
+    def judge(self, rankings: Sequence[Ranking], targets: Sequence[Sequence[str]], asked, searched, field: str) -> None:
+        """Sets each ranking's right pictures, and the best one's rank in the whole gallery under the given name."""
+        rows = [[self.row_of[target] for target in own] for own in targets]
+        for ranking, own, rank in zip(rankings, targets, ranks_by_blocks(asked, searched, rows).tolist(), strict=True):
+            ranking.targets = list(own)
             setattr(ranking, field, rank)
 
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "unfinished"
 JUDGED, PROGRESS = "judged.jsonl", "progress.json"
 _STATE = ("done", "seconds", "reach", "whole")
-_OF_JUDGED = ("target", "rank", "cosine_rank")
+_OF_JUDGED = ("targets", "rank", "cosine_rank")
 
 
 class Unfinished:

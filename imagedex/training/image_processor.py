@@ -7,6 +7,8 @@ from imagedex.command_line import suggestion
 from imagedex.errors import UserError
 from imagedex.modeling.picture_reading import read_pictures
 
+LARGEST = 4096  # pixels a side; a batch of larger ones fits no machine
+
 FIELDS = (
     "size", "crop_size", "resample", "image_mean", "image_std", "rescale_factor", "do_resize", "do_center_crop",
     "do_rescale", "do_normalize", "do_convert_rgb",
@@ -30,6 +32,8 @@ def build_image_processor(config: dict) -> CLIPImageProcessorPil:
         if not (isinstance(value, list) and len(value) == 3 and all(isinstance(x, int | float) for x in value)):
             raise UserError(f"{where}: {name} is three numbers, one a colour channel, not {value!r}")
     config = {"do_center_crop": "crop_size" in config} | config
+    for name in ("size", "crop_size"):
+        check_sides(config.get(name), f"{where}: {name}")
     if "resample" in config:
         given = config["resample"]
         config["resample"] = FILTERS.get(given, given)
@@ -41,6 +45,13 @@ def build_image_processor(config: dict) -> CLIPImageProcessorPil:
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())[:300]}") from error
     return processor
+
+
+def check_sides(size, where: str) -> None:
+    """Raises `UserError` for a side, or one of several by name, that is larger than `LARGEST`."""
+    for side in size.values() if isinstance(size, dict) else (size,):
+        if isinstance(side, int | float) and side > LARGEST:
+            raise UserError(f"{where} of {side:,} pixels: at most {LARGEST:,}")
 
 
 def check_image_processor(name: str | None, config: dict | None) -> None:

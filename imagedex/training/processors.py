@@ -11,7 +11,7 @@ from imagedex.errors import UserError
 from imagedex.modeling.processing_retrieval import RetrievalProcessor, SentenceProcessor
 from imagedex.modeling.two_towers import is_two_towers
 from imagedex.training.arguments import ModelArguments
-from imagedex.training.image_processor import build_image_processor
+from imagedex.training.image_processor import build_image_processor, check_sides
 from imagedex.training.tokenizer import train_tokenizer
 
 NEW = {
@@ -97,4 +97,5 @@ def choose_image_processor(model: ModelArguments, brought, image_size: int | Non
     if brought is not None:
         return brought
     side = image_size or (model.vision_config or {}).get("image_size") or 224
+    check_sides(side, "pictures are to have a side")
     return ViTImageProcessorPil(size={"height": side, "width": side})

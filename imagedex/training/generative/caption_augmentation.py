@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from imagedex.command_line import argument
+from imagedex.words import joined, units
 
 
 @dataclass
@@ -39,10 +40,10 @@ class CaptionAugmentationArguments:
 
         Args: siblings, all trained captions of the same picture, the caption among them.
         """
-        words = caption.split()
+        words = units(caption)
         if self.caption_mixing and chance(self.caption_mixing):
             words = mixed(siblings, len(words))
-        return " ".join(kept(words, self.caption_word_dropout))
+        return joined(kept(words, self.caption_word_dropout))
 
 
 def chance(probability: float) -> bool:
@@ -51,7 +52,7 @@ def chance(probability: float) -> bool:
 
 def mixed(captions: Sequence[str], count: int) -> list[str]:
     """`count` different places among the words of all captions, in their order."""
-    words = [word for caption in captions for word in caption.split()]
+    words = [word for caption in captions for word in units(caption)]
     places = torch.randperm(len(words))[:count].sort().values
     return [words[place] for place in places.tolist()]
 

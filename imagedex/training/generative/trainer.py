@@ -11,6 +11,7 @@ from transformers import Seq2SeqTrainer, TrainerCallback
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.trainer_utils import speed_metrics
 
+from imagedex.errors import UserError
 from imagedex.evaluation.intervals import intervals
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_list, summarize_ranks
 from imagedex.modeling.constrained_decoding import rank_identifiers, sequence_log_probs
@@ -106,7 +107,7 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
 
     @torch.no_grad()
     def answer(self, dataset, description: str) -> Answers:
-        """Ranks identifiers for all rows, in their order, gathered from every process."""
+        """Ranks identifiers for all rows, in their order, gathered from every process. Raises `UserError`: weights of NaN."""
         model, batches = self.evaluation_batches(dataset, description)
         parts, queries, seconds = [], 0, 0.0
         for batch in batches:
@@ -119,7 +120,10 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
                 if self.identifiers is not None:
                     # Sharded parameters are whole within `forward` alone, and all processes have to call it equally often.
                     inputs = encoded(output, batch) | {"synced_gpus": self.is_fsdp_enabled or None}
-                    part += rank_identifiers(model, self.identifiers, inputs, self.args.num_beams)
+                    try:
+                        part += rank_identifiers(model, self.identifiers, inputs, self.args.num_beams)
+                    except FloatingPointError as error:
+                        raise UserError(str(error)) from error
                     seconds += time.perf_counter() - started
             queries += len(labels)
             parts.append([values.cpu() for values in self.accelerator.gather_for_metrics(tuple(part))])
