@@ -274,7 +274,7 @@ class PictureT5(RetrieveMixin, T5ForConditionalGeneration):
             vision = load_tower(vision_name_or_path, "vision_config")
             vision_config = vision.config
         if t5_name_or_path is not None:
-            t5_config = AutoConfig.from_pretrained(t5_name_or_path)
+            t5_config = AutoConfig.from_pretrained(t5_name_or_path, trust_remote_code=False)
             if not isinstance(t5_config, T5Config):
                 raise ValueError(f"{t5_name_or_path} is a {t5_config.model_type} model; a T5 is needed")
         fields = t5_config.to_dict() if isinstance(t5_config, PreTrainedConfig) else dict(t5_config)
