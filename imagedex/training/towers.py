@@ -1,12 +1,13 @@
 """Builds the dual encoder and its processor from the arguments: a trained model, or two towers, each pretrained or new."""
 
 import logging
+from pickle import UnpicklingError
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import is_timm_available, is_torchvision_available
 from transformers.utils import logging as hf_logging
 
-from imagedex.checkpoints import from_hub
+from imagedex.checkpoints import from_hub, why_not
 from imagedex.command_line import suggestion
 from imagedex.configuration.configuration_xmatching import XMatchingConfig
 from imagedex.errors import UserError
@@ -129,8 +130,8 @@ def make_model(
             **fields,
         )
     # RuntimeError: sizes that do not fit; ImportError: a timm tower, and timm is not installed
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        raise UserError(" ".join(str(error).split())[:400]) from error
+    except (ValueError, OSError, ImportError, RuntimeError, UnpicklingError) as error:
+        raise UserError(why_not(error)) from error
     finally:
         hf_logging.set_verbosity_warning()
 

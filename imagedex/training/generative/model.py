@@ -2,10 +2,11 @@
 
 import logging
 from dataclasses import dataclass
+from pickle import UnpicklingError
 
 from transformers.utils import logging as hf_logging
 
-from imagedex.checkpoints import take_style
+from imagedex.checkpoints import take_style, why_not
 from imagedex.configuration.configuration_codebook_t5 import CodebookT5Config
 from imagedex.corpora.arguments import CorpusArguments
 from imagedex.corpora.indexed import IndexedSplits
@@ -177,8 +178,8 @@ def make_model(trained: str | None, model: ModelArguments, t5: T5Arguments, kind
             vision_config=build_tower_config(model.vision_config, "vision_config", **square),
             **fields,
         )
-    except (ValueError, OSError, ImportError) as error:
-        raise UserError(" ".join(str(error).split())[:400]) from error
+    except (ValueError, OSError, ImportError, UnpicklingError) as error:
+        raise UserError(why_not(error)) from error
     finally:
         hf_logging.set_verbosity_warning()
 

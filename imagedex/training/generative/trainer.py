@@ -91,13 +91,33 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
         no part of it is lost."""
         sentences = inputs.pop("sentences", None)
         outputs = model(**inputs)
-        loss = outputs.loss
+        loss, added = outputs.loss, 0.0
         if sentences and self.teacher is not None and model.training:
-            loss = loss + self.teacher.loss(outputs.logits, inputs["labels"], sentences)
+            added = added + self.teacher.loss(outputs.logits, inputs["labels"], sentences)
         epsilon = self.args.label_smoothing_factor
         if epsilon and model.training and "labels" in inputs:
-            loss = loss + epsilon * (uniform_loss(outputs.logits, inputs) - label_loss(outputs.logits, inputs))
+            added = added + epsilon * (uniform_loss(outputs.logits, inputs) - label_loss(outputs.logits, inputs))
+        if model.training and self.accelerator.num_processes > 1:
+            loss, added = self.shares_of_all(outputs, added, inputs)
+        loss = loss + added
         return (loss, outputs) if return_outputs else loss
+
+    def shares_of_all(self, outputs, added, inputs) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """The model's loss and what is added to it, weighted so that their averages over the processes are the means over all
+        processes' rows: processes have different numbers of tokens, and DDP counts them alike. (The entropy of a learned
+        codebook is no mean over rows: it stays that of each process's own pictures.)"""
+        quantizer, labels = getattr(outputs, "quantizer_loss", None), inputs.get("labels")
+        given = outputs.loss.new_tensor(0 if labels is None else (labels != -100).sum(), dtype=torch.float32)
+        tokens, words = getattr(outputs, "num_labels", None), getattr(outputs, "num_words", None)
+        counts = torch.stack(
+            [given, given if tokens is None else tokens.float(), given * 0 if words is None else words.float()]
+        )
+        everywhere = self.accelerator.reduce(counts, reduction="sum").clamp(min=1)
+        of_labels, of_tokens, of_words = counts * self.accelerator.num_processes / everywhere
+        loss = of_tokens * outputs.loss
+        if quantizer is not None:
+            loss = loss + (of_words - of_tokens) * quantizer
+        return loss, of_labels * added
 
     def log(self, logs, *args, **kwargs):
         """As Trainer's; beside the training loss, how much of its codebook a CodebookT5 used since the last time."""
