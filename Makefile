@@ -15,6 +15,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 JOBS   ?= auto
+CHAINS ?= 9
 
 # Where the photographs of `make photos` lie (to be given), and where its run goes.
 PHOTOS ?=
@@ -153,6 +154,10 @@ test-pretrained: $(DEV) ## tests with really pretrained parts: an EfficientNet o
 .PHONY: test-gpu
 test-gpu: $(DEV) ## tests that need an NVIDIA GPU
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+.PHONY: test-faults
+test-faults: $(DEV) ## kill trainings at random moments and compare how they end: CHAINS=9 ARGS="xmatching codebook_t5"
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/faults/kills.py --chains $(CHAINS) $(ARGS)
 
 .PHONY: lint
 lint: $(DEV) floors ## check style, imports and floors; changes nothing

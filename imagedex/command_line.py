@@ -14,7 +14,7 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from imagedex import recipe
-from imagedex.errors import LocalUserError, UserError
+from imagedex.errors import LocalUserError, Stopped, UserError
 
 USAGE = "%(prog)s [RECIPE] [--argument value ...]\n       %(prog)s --help | --help_all"
 
@@ -212,7 +212,8 @@ def say(line: str) -> None:
 
 
 def run(main) -> None:
-    """Calls `main()`. A `UserError` becomes one line on standard error and exit status 2; other errors keep their traceback."""
+    """Calls `main()`. A `UserError` becomes one line on standard error and exit status 2, `Stopped` one and the signal's; other
+    errors keep their traceback."""
     try:
         main()
     except UserError as error:
@@ -222,6 +223,10 @@ def run(main) -> None:
         elif int(os.environ.get("RANK", "0")) == 0:  # every process fails alike; one of them says so
             print(line, file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(stopped, file=sys.stderr)
+        sys.exit(stopped.status)
 
 
 def without_traceback(error: UserError) -> str:

@@ -15,7 +15,7 @@ from imagedex.errors import UserError
 from imagedex.evaluation.intervals import intervals
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_list, summarize_ranks
 from imagedex.modeling.constrained_decoding import rank_identifiers, sequence_log_probs
-from imagedex.modeling.identifiers import Identifiers
+from imagedex.modeling.identifiers import FACTS_FILE, TENSORS_FILE, Identifiers
 from imagedex.training.generative.codebook_use import CodebookUse
 from imagedex.training.generative.data import GenerativeEvaluation
 from imagedex.training.generative.teacher import Teacher
@@ -57,6 +57,8 @@ class Answers:
 
 class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
     """`eval_dataset` is a `GenerativeEvaluation`. Without `identifiers` (captioning) only the loss is measured."""
+
+    travelling = (*TowerTrainerMixin.travelling, TENSORS_FILE, FACTS_FILE)
 
     def __init__(self, *args, identifiers: Identifiers | None = None, teacher: Teacher | None = None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -193,12 +195,6 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
         rows = [[row for row in best[:k] if row >= 0] for best in answers.rows.tolist()]
         scores = [values[: len(best)] for values, best in zip(answers.scores.tolist(), rows, strict=True)]
         return scores, [[self.identifiers.image_ids[row] for row in best] for best in rows]
-
-    def _push_from_checkpoint(self, checkpoint_folder):
-        """As always, with the identifiers, without which the model on the Hub finds nothing."""
-        if self.identifiers is not None and self.is_world_process_zero():
-            self.identifiers.save_pretrained(self.args.output_dir)
-        super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
