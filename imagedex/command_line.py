@@ -13,8 +13,11 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from imagedex import recipe
-from imagedex.errors import LocalUserError, UserError
+from imagedex import endings, recipe
+from imagedex.bounds import check_bounds
+from imagedex.errors import UserError
+
+run = endings.run  # what every script calls with its main
 
 USAGE = "%(prog)s [RECIPE] [--argument value ...]\n       %(prog)s --help | --help_all"
 
@@ -76,6 +79,10 @@ class Parser(HfArgumentParser):
         for action in self._actions:  # argparse names every spelling
             message = message.replace("argument " + "/".join(action.option_strings), "/".join(spellings(action)))
         raise UserError(message)
+
+    def _print_message(self, message, file=None):
+        """As argparse, which would not say that the output is closed or full."""
+        print(message, end="", file=file or sys.stdout)
 
     def _add_dataclass_arguments(self, dtype):
         super()._add_dataclass_arguments(dtype)
@@ -194,9 +201,10 @@ def parse_arguments(dataclass_types, description: str, argv: list[str] | None = 
 
 def fill(dataclass_type, values: dict):
     """The dataclass with those of the values that it has fields for. Raises `UserError`."""
-    names = [field.name for field in dataclasses.fields(dataclass_type) if field.init]
+    values = {field.name: values[field.name] for field in dataclasses.fields(dataclass_type) if field.init}
     try:
-        return dataclass_type(**{name: values[name] for name in names})
+        check_bounds(dataclass_type, values)
+        return dataclass_type(**values)
     except (ValueError, TypeError) as error:  # the checks of a dataclass's __post_init__
         raise UserError(" ".join(str(error).split())) from error
 
@@ -205,24 +213,6 @@ def say(line: str) -> None:
     """A line of the log, where it is not empty. Logging is set up once the arguments are known, which is later."""
     if line and int(os.environ.get("RANK", "0")) == 0:
         print(f"I {line}")
-
-
-def run(main) -> None:
-    """Calls `main()`. A `UserError` becomes one line on standard error and exit status 2; other errors keep their traceback."""
-    try:
-        main()
-    except UserError as error:
-        line = f"error: {without_traceback(error)}"
-        if isinstance(error, LocalUserError):  # met on the way, when a progress bar stands on the line
-            print(f"\n{line}", file=sys.stderr)
-        elif int(os.environ.get("RANK", "0")) == 0:  # every process fails alike; one of them says so
-            print(line, file=sys.stderr)
-        sys.exit(2)
-
-
-def without_traceback(error: UserError) -> str:
-    """The message. An error from a DataLoader worker comes with the worker's traceback before it, in one text."""
-    return str(error).rsplit(f"{type(error).__module__}.{type(error).__name__}: ", 1)[-1].strip()
 
 
 def argument(help: str, default=None, **kwargs):

@@ -17,6 +17,7 @@ from imagedex.errors import UserError
 from imagedex.evaluation.exact import split_folds
 from imagedex.files import RUN_RECORD, check_output_dir, write_atomically
 from imagedex.hub import check_push
+from imagedex.training.argument_checks import check_trainer_arguments
 from imagedex.training.trainer_parts import has_weights
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Run:
         if not (args.do_train or args.do_eval or args.do_predict):
             raise UserError("nothing to do: give --do_train, --do_eval or --do_predict")
         self.args = args
+        check_trainer_arguments(args, args._measured)
         check_trackers(args)
         check_push(args)
         values = args.to_dict()
