@@ -31,7 +31,7 @@ class Bounds(NamedTuple):
             return "a finite number"
         if self.most is None:
             return f"more than {self.least}" if self.above else f"{self.least} or more"
-        return f"{'more than ' if self.above else ''}{self.least}, up to {self.most}"
+        return f"more than {self.least}, up to {self.most}" if self.above else f"{self.least} to {self.most}"
 
 
 SEED = Bounds(0, 2**32 - 1)

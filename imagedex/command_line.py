@@ -21,6 +21,9 @@ run = endings.run  # what every script calls with its main
 
 USAGE = "%(prog)s [RECIPE] [--argument value ...]\n       %(prog)s --help | --help_all"
 
+LISTS = ("report_to", "optim_target_modules", "fsdp")  # a name, or a list of them
+MAPPINGS = ("_config", "_kwargs", "deepspeed")  # how arguments end that may be a mapping
+
 # Of the Trainer's arguments, what --help shows: the others are shown by --help_all.
 MOST_USED = (
     "output_dir", "do_train", "do_eval", "do_predict", "num_train_epochs", "max_steps", "learning_rate",
@@ -161,13 +164,44 @@ def apply_recipe(parser: Parser, values: dict, path: Path) -> None:
             raise UserError(
                 f"the recipe {path} says {name}: {value}; it is one of {', '.join(map(str, action.choices))}"
             )
-        if isinstance(value, str) and action.type in (int, float):  # YAML reads 1e-4 as a string
-            try:
-                value = action.type(value)
-            except ValueError as error:
-                raise UserError(f"the recipe {path} says {name}: {value!r}, which is not a number") from error
+        if value is None:  # as if it were not there
+            continue
+        try:
+            value = converted(action, name, value)
+        except ValueError as error:
+            raise UserError(f"the recipe {path} says {name}: {str(value)[:100]!r}, which is {error}") from error
         action.required = False
         parser.set_defaults(**{name: value})
+
+
+def converted(action: argparse.Action, name: str, value):
+    """A recipe's value in the kind that its argument has. Raises a `ValueError` that says what it is not."""
+    if isinstance(value, list) and action.nargs in ("+", "*"):
+        return [converted(action, name, each) for each in value]
+    kind = getattr(action.type, "__name__", None)
+    if kind == "string_to_bool":
+        if not isinstance(value, bool):
+            raise ValueError("not true or false")
+    elif action.type in (int, float):  # YAML reads 1e-4 as a string
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError("not a number")
+        try:
+            number = action.type(value)
+        except (ValueError, OverflowError):
+            raise ValueError("not a number") from None
+        if action.type is int and isinstance(value, float) and number != value:
+            raise ValueError("not a whole number")
+        return value if isinstance(value, int) else number
+    elif kind == "str" and not isinstance(value, str):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+        if not (isinstance(value, dict) and name.endswith(MAPPINGS)) and not (
+            isinstance(value, list) and name in LISTS
+        ):
+            raise ValueError("not text")
+    elif isinstance(value, str) and "\0" in value:
+        raise ValueError("not text that a file's name could have")
+    return value
 
 
 def parse_arguments(dataclass_types, description: str, argv: list[str] | None = None, prog: str | None = None) -> tuple:

@@ -7,14 +7,13 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
 
 from imagedex.checkpoints import (
-    FAILURES,
     MODEL_FLAG,
     dtype_on,
     is_empty_tokenizer,
+    loading,
     read_model_type,
     require_whole,
     source_of,
-    why_not,
 )
 from imagedex.errors import UserError
 from imagedex.modeling.caption_bank import CaptionBank
@@ -59,7 +58,7 @@ def load_dual_encoder(
     """
     model_type = read_model_type(name_or_path, flag)
     source, dtype = source_of(name_or_path), dtype_on(device)
-    try:
+    with loading(f"--{flag} {name_or_path}"):
         if model_type == "xmatching":
             model, report = XMatchingModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
             processor = RetrievalProcessor.from_pretrained(source)
@@ -68,8 +67,6 @@ def load_dual_encoder(
             model, report = AutoModel.from_pretrained(source, dtype=dtype, **options)
             _require_dual_encoder(model, name_or_path, model_type, flag)
             processor = _load_processor(source, trust_remote_code)
-    except FAILURES as error:
-        raise UserError(f"cannot load --{flag} {name_or_path}: {why_not(error)}") from error
     require_whole(report, model_type, f"--{flag} {name_or_path}")
     tokenizer, image_processor = getattr(processor, "tokenizer", None), getattr(processor, "image_processor", None)
     for missing, is_missing in (
@@ -105,7 +102,7 @@ def _load_processor(source: str, trust_remote_code: bool):
     processor = None
     try:
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except FAILURES as error:
+    except Exception as error:  # there is none, or it is broken in any way
         logger.debug("no processor in %s: %s", source, error)
     if hasattr(processor, "tokenizer") and hasattr(processor, "image_processor"):
         return processor

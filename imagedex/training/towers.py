@@ -2,11 +2,11 @@
 
 import logging
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 from transformers.utils import is_timm_available, is_torchvision_available
 from transformers.utils import logging as hf_logging
 
-from imagedex.checkpoints import from_hub
+from imagedex.checkpoints import from_hub, one_line, read_model_type, why_not
 from imagedex.command_line import suggestion
 from imagedex.configuration.configuration_xmatching import XMatchingConfig
 from imagedex.errors import UserError
@@ -27,6 +27,8 @@ def build_tower_config(value: dict | None, argument: str, **overrides):
     if value is None:
         return None
     fields = {name: field for name, field in value.items() if name != "model_type"}
+    if not isinstance(value["model_type"], str):
+        raise UserError(f"--{argument}: model_type is {value['model_type']!r}, not the name of one")
     try:
         default = AutoConfig.for_model(value["model_type"])
         known = default.to_dict().keys() | default.attribute_map.keys()
@@ -36,8 +38,10 @@ def build_tower_config(value: dict | None, argument: str, **overrides):
                     f"--{argument}: a {value['model_type']} config has no {name!r}{suggestion(name, known)}"
                 )
         return AutoConfig.for_model(value["model_type"], **{k: v for k, v in overrides.items() if k in known} | fields)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"--{argument}: {' '.join(str(error).split())[:300]}") from error
+    except UserError:
+        raise
+    except Exception as error:  # every config has its own ways
+        raise UserError(f"--{argument}: {one_line(error)}") from error
 
 
 def check_towers(model: ModelArguments, xmatching: XMatchingArguments) -> None:
@@ -55,7 +59,7 @@ def check_towers(model: ModelArguments, xmatching: XMatchingArguments) -> None:
     if name:
         if given:
             raise UserError(f"--{whole} brings both towers, so --{given[0]} cannot be given with it")
-        found = from_hub(PreTrainedConfig.get_config_dict, name, whole)[0].get("model_type", "nameless")
+        found = read_model_type(name, whole)
         if found != XMatchingConfig.model_type:
             raise UserError(f"--{whole} {name} is a {found} model; this script trains xmatching models")
         return
@@ -128,11 +132,15 @@ def make_model(
             vision_config=build_tower_config(model.vision_config, "vision_config", **sizes),
             **fields,
         )
-    # RuntimeError: sizes that do not fit; ImportError: a timm tower, and timm is not installed
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        raise UserError(" ".join(str(error).split())[:400]) from error
+    except Exception as error:  # sizes that do not fit, a package that a tower needs, weights that are broken
+        raise of_parts(error) from error
     finally:
         hf_logging.set_verbosity_warning()
+
+
+def of_parts(error: Exception) -> UserError:
+    """Why a model cannot be made of the parts that were given."""
+    return error if isinstance(error, UserError) else UserError(f"the model cannot be made: {why_not(error)}")
 
 
 def open_trained(model_class, name: str, fields: dict):

@@ -1,8 +1,8 @@
 """What can be wrong with the parts of a generative model, found before anything is read."""
 
-from transformers import AutoConfig, PreTrainedConfig, T5Config
+from transformers import AutoConfig, T5Config
 
-from imagedex.checkpoints import from_hub
+from imagedex.checkpoints import from_hub, read_model_type
 from imagedex.corpora.arguments import CorpusArguments
 from imagedex.corpora.indexed import IndexedSplits
 from imagedex.errors import UserError
@@ -25,7 +25,7 @@ def check_model(model: ModelArguments, t5: T5Arguments, indexing: bool = False) 
     whole = "model_name_or_path" if model.model_name_or_path else "config_name"
     name = model.model_name_or_path or model.config_name
     if name:
-        kind = from_hub(PreTrainedConfig.get_config_dict, name, whole)[0].get("model_type", "nameless")
+        kind = read_model_type(name, whole)
         if kind not in allowed:
             raise UserError(f"--{whole} {name} is a {kind} model; this script trains {', '.join(allowed)}")
         if t5.model_type not in (None, kind):
