@@ -4,6 +4,8 @@ import math
 import os
 from typing import NamedTuple
 
+from imagedex.errors import UserError
+
 INTEGERS = 2**63 - 1  # what torch and numpy can hold
 WORKERS = max(32, 4 * (os.cpu_count() or 1))  # helper processes; more of them only wait for each other
 PIXELS = 4096  # the longest side of a picture that enters a model
@@ -58,3 +60,17 @@ def check_bounds(dataclass_type, values: dict) -> None:
             if isinstance(number, int | float) and not isinstance(number, bool) and not allowed.admit(number):
                 shown = str(number) if isinstance(number, float) or abs(number) <= INTEGERS else "so large"
                 raise ValueError(f"--{name} {shown}: give {allowed}")
+
+
+def check_pixels(image_processor, where: str) -> None:
+    """Raises `UserError` for an image processor that would make pictures of no size or of a huge one.
+
+    Args: image_processor, with `size` and `crop_size` (a SizeDict, a number or None); where, how it was named.
+    """
+    for field in ("size", "crop_size"):
+        sides = getattr(image_processor, field, None)
+        names = ("height", "width", "shortest_edge")
+        sides = {name: getattr(sides, name, None) for name in names} if hasattr(sides, "height") else {"side": sides}
+        for name, side in sides.items():
+            if isinstance(side, int | float) and not Bounds(1, PIXELS).admit(side):
+                raise UserError(f"{where}: {field} says {name} {side}; give {Bounds(1, PIXELS)}")

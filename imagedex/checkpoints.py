@@ -144,6 +144,16 @@ def is_empty_tokenizer(tokenizer) -> bool:
     return tokenizer is None or len(tokenizer) <= len(set(tokenizer.all_special_ids))
 
 
+def check_tokenizer(tokenizer, shown: str) -> None:
+    """Raises `UserError` for a tokenizer that cannot make a batch. Args: shown, what brings it."""
+    if is_empty_tokenizer(tokenizer):
+        raise UserError(f"{shown} brings no tokenizer; save the one it was trained with beside it")
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"{shown} brings a tokenizer without a padding token: its tokenizer_config.json is missing or another's"
+        )
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The first paragraph of an error's message on one line."""
     text = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__

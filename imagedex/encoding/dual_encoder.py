@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
 
+from imagedex.bounds import check_pixels
 from imagedex.checkpoints import (
     MODEL_FLAG,
+    check_tokenizer,
     dtype_on,
-    is_empty_tokenizer,
     loading,
     read_model_type,
     require_whole,
@@ -69,12 +70,10 @@ def load_dual_encoder(
             processor = _load_processor(source, trust_remote_code)
     require_whole(report, model_type, f"--{flag} {name_or_path}")
     tokenizer, image_processor = getattr(processor, "tokenizer", None), getattr(processor, "image_processor", None)
-    for missing, is_missing in (
-        ("tokenizer", is_empty_tokenizer(tokenizer)),
-        ("image processor", image_processor is None),
-    ):
-        if is_missing:
-            raise UserError(f"--{flag} {name_or_path} brings no {missing}; save the model's processor beside it")
+    check_tokenizer(tokenizer, f"--{flag} {name_or_path}")
+    if image_processor is None:
+        raise UserError(f"--{flag} {name_or_path} brings no image processor; save the model's processor beside it")
+    check_pixels(image_processor, f"--{flag} {name_or_path}")
     if isinstance(processor, RetrievalProcessor):
         tokenizer = processor
     text_kwargs = dict(getattr(processor, "text_kwargs", None) or {})

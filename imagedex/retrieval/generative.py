@@ -9,8 +9,8 @@ import torch
 
 from imagedex.checkpoints import (
     MODEL_FLAG,
+    check_tokenizer,
     dtype_on,
-    is_empty_tokenizer,
     loading,
     one_line,
     read_model_type,
@@ -66,8 +66,7 @@ def load_generative(name_or_path: str, device="cpu") -> GenerativeModel:
     identifiers = load_identifiers(name_or_path)
     with loading(f"the processor of {shown}"):
         processor = (SentenceProcessor if model_type == "t5" else RetrievalProcessor).from_pretrained(source)
-        if is_empty_tokenizer(processor.tokenizer):
-            raise UserError(f"{shown} brings no tokenizer; save the one it was trained with beside it")
+        check_tokenizer(processor.tokenizer, shown)
         for name, value in take_style(identifiers).items():
             setattr(processor, name, value)
     with loading(f"the model of {shown}"):

@@ -13,6 +13,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME
 
+from imagedex.checkpoints import read_model_type
 from imagedex.errors import UserError
 from imagedex.evaluation.exact import split_folds
 from imagedex.files import RUN_RECORD, check_output_dir, write_atomically
@@ -64,6 +65,8 @@ class Run:
             raise UserError("nothing to do: give --do_train, --do_eval or --do_predict")
         self.args = args
         check_trainer_arguments(args, args._measured)
+        if args.baseline_text_encoder:
+            read_model_type(args.baseline_text_encoder, "baseline_text_encoder")
         check_trackers(args)
         check_push(args)
         values = args.to_dict()

@@ -2,10 +2,12 @@
 
 import logging
 
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModel
 from transformers.utils import is_timm_available, is_torchvision_available
 from transformers.utils import logging as hf_logging
 
+from imagedex.bounds import PIXELS, Bounds
 from imagedex.checkpoints import from_hub, one_line, read_model_type, why_not
 from imagedex.command_line import suggestion
 from imagedex.configuration.configuration_xmatching import XMatchingConfig
@@ -20,6 +22,8 @@ from imagedex.training.publishing import public_name
 from imagedex.training.trainer_parts import trained_model
 
 logger = logging.getLogger(__name__)
+
+MOST_PARAMETERS = 10**11
 
 
 def build_tower_config(value: dict | None, argument: str, **overrides):
@@ -44,6 +48,30 @@ def build_tower_config(value: dict | None, argument: str, **overrides):
         raise UserError(f"--{argument}: {one_line(error)}") from error
 
 
+def check_tower(config, argument: str) -> None:
+    """Builds a tower without memory for its weights. Raises `UserError` for sizes that do not fit each other, or that no machine
+    holds."""
+    try:
+        sizes = getattr(config, "image_size", None)
+        for side in sizes if isinstance(sizes, list | tuple) else [sizes]:
+            if side is not None and not Bounds(1, PIXELS).admit(side):
+                raise UserError(f"--{argument}: image_size {side}; give {Bounds(1, PIXELS)}")
+        with torch.device("meta"):
+            tower = AutoModel.from_config(config)
+        count = sum(parameter.numel() for parameter in tower.parameters())
+        reads = "pictures" if tower.main_input_name == "pixel_values" else "texts"
+    except UserError:
+        raise
+    except Exception as error:  # every tower has its own ways
+        if "meta" in str(error):  # one that cannot be built so
+            return
+        raise UserError(f"--{argument}: no {config.model_type} can be made of it ({one_line(error)})") from error
+    if reads != ("pictures" if argument.startswith("vision") else "texts"):
+        raise UserError(f"--{argument}: a {config.model_type} reads {reads}")
+    if count > MOST_PARAMETERS:
+        raise UserError(f"--{argument}: this {config.model_type} would have {count:,} parameters; give smaller sizes")
+
+
 def check_towers(model: ModelArguments, xmatching: XMatchingArguments) -> None:
     """Before anything is read: each tower comes from exactly one place, and what is there is of the right kind."""
     check_image_processor(model.image_processor_name, model.image_processor_config)
@@ -63,15 +91,29 @@ def check_towers(model: ModelArguments, xmatching: XMatchingArguments) -> None:
         if found != XMatchingConfig.model_type:
             raise UserError(f"--{whole} {name} is a {found} model; this script trains xmatching models")
         return
+    check_fields(xmatching)
     for side in ("text", "vision"):
         pretrained, config = f"{side}_model_name_or_path", f"{side}_config"
         if bool(towers[pretrained]) == bool(towers[config]):
             problem = "both given for" if towers[config] else "no"
             raise UserError(f"{problem} {side} tower: give --{pretrained} (pretrained) or --{config} (from scratch)")
         if towers[config]:
-            build_tower_config(towers[config], config)
+            check_tower(build_tower_config(towers[config], config), config)
         else:
             check_timm(from_hub(AutoConfig.from_pretrained, towers[pretrained], pretrained), pretrained)
+
+
+def check_fields(xmatching: XMatchingArguments) -> None:
+    """What is said of pooling, heads and loss, apart from the towers. Raises `UserError`."""
+    try:
+        XMatchingConfig(**xmatching.config_fields())
+    except Exception as error:  # huggingface_hub's own, which is no ValueError
+        raise UserError(one_line(error.__cause__ or error)) from error
+    layers = (xmatching.text_config or {}).get("num_hidden_layers")
+    if isinstance(layers, int) and (xmatching.text_pooling_layers or 1) > layers:
+        raise UserError(
+            f"--text_pooling_layers {xmatching.text_pooling_layers}, but the text tower has {layers} layers"
+        )
 
 
 def check_timm(config, argument: str) -> None:
