@@ -109,7 +109,7 @@ class RunArguments(TrainingArguments):
     _measured = ("hits@1", "hits@5", "hits@10", "mrr", "loss")
 
     def __post_init__(self):
-        if not self.output_dir:
+        if self.output_dir == "":
             raise ValueError("--output_dir is needed: the folder for what is trained and measured")
         read_mappings(self)
         check_packages(self)
