@@ -169,11 +169,11 @@ class XMatchingTrainingArguments(RunArguments):
 
     def check_head_start(self) -> None:
         """Raises a `ValueError`."""
-        if self.head_start != "none" and self.do_train and not self.keep_states:
-            raise ValueError("--head_start needs the states of both towers: freeze both, and give --keep_states true")
         if self.kept_views and not self.keep_states:
             raise ValueError(f"--kept_views is {self.kept_views}; give --keep_states with it")
         if self.head_start_regularization is not None and self.head_start == "none":
             raise ValueError(
                 f"--head_start_regularization is {self.head_start_regularization}; give --head_start with it"
             )
+        if self.head_start != "none" and self.do_train and not self.keep_states:
+            raise ValueError("--head_start needs the states of both towers: freeze both, and give --keep_states true")
