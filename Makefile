@@ -37,7 +37,7 @@ ASK_INDEX    = import urllib.request; urllib.request.urlopen('$(TORCH_INDEX)/tor
 
 # Small models gain nothing beyond 8 threads.
 THREADS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores : 8)))
-LAUNCH   = $(if $(GPU),$(BIN)/accelerate launch --num_cpu_threads_per_process $(THREADS) \
+LAUNCH   = $(if $(GPU),$(BIN)/accelerate launch --quiet --num_cpu_threads_per_process $(THREADS) \
 	--config_file accelerate_configs/single_gpu.yaml,OMP_NUM_THREADS=$(THREADS) ACCELERATE_USE_CPU=true $(BIN)/python)
 
 # -qq: only errors are worth reading here.

@@ -245,6 +245,12 @@ def check_output_dir(output_dir: str | Path, arguments: dict, record: str) -> Pa
         raise UserError(
             f"--output_dir {folder} is not empty and not a run of this script; give another folder"
         ) from None
+    except (OSError, ValueError, RecursionError):
+        before = None
+    if not isinstance(before, dict):
+        raise UserError(
+            f"--output_dir {folder} has a broken {record}, so nobody can tell whether it holds the same run; give another folder"
+        )
     arguments = json.loads(json.dumps(arguments))
     differing = sorted(name for name in before.keys() | arguments.keys() if before.get(name) != arguments.get(name))
     if differing:

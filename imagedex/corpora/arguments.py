@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from imagedex.bounds import COUNT, PIXELS, SHARE, SOME_OR_NONE, TOKENS, WORKERS, Bounds
 from imagedex.command_line import argument
 from imagedex.errors import UserError
 
@@ -23,6 +24,20 @@ class CorpusArguments:
 
     _argument_group_name = "data"
     typed: ClassVar[frozenset[str] | None] = None  # names that the command line sets; None: nobody knows, all may be
+    _bounds = {
+        "max_images": COUNT,
+        "captions_per_image": COUNT,
+        "held_out_captions_per_image": SOME_OR_NONE,
+        "held_out_images": SHARE,
+        "max_train_samples": COUNT,
+        "max_eval_samples": COUNT,
+        "preprocessing_num_workers": Bounds(1, WORKERS),
+        "max_text_length": Bounds(1, TOKENS),
+        "image_size": Bounds(1, PIXELS),
+        "random_crop_scale": Bounds(0, 1, above=True),
+        "random_flip": SHARE,
+        "shuffle_buffer_size": SOME_OR_NONE,
+    }
 
     dataset_name: str | None = argument(
         "Hub id, built-in name (shape_scenes; nq10k for run_dsi.py), or a folder; its form is recognised and said: "
@@ -80,8 +95,6 @@ class CorpusArguments:
         if (scale := self.random_crop_scale) and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
             given = " ".join(map(str, scale))
             raise ValueError(f"--random_crop_scale {given}: give two shares above 0, up to 1, the smaller one first")
-        if self.random_flip is not None and not 0 <= self.random_flip <= 1:
-            raise ValueError(f"--random_flip {self.random_flip}: give a share from 0 to 1")
 
     def crop_options(self) -> dict:
         """Keywords of `RandomResizedCrop` that were given."""
@@ -138,8 +151,3 @@ class DataArguments(CorpusArguments):
         "from. 0: in the order of the shards.",
         1000,
     )
-
-    def __post_init__(self):
-        if self.shuffle_buffer_size < 0:
-            raise ValueError(f"--shuffle_buffer_size {self.shuffle_buffer_size}: give 0 or more")
-        super().__post_init__()

@@ -8,16 +8,15 @@ import numpy as np
 import torch
 
 from imagedex.checkpoints import (
-    FAILURES,
     MODEL_FLAG,
+    check_tokenizer,
     dtype_on,
-    is_empty_tokenizer,
+    loading,
     one_line,
     read_model_type,
     require_whole,
     source_of,
     take_style,
-    why_not,
 )
 from imagedex.encoding.store import weights_fingerprint
 from imagedex.encoding.vectors import UNKNOWN, count_unknown
@@ -66,18 +65,14 @@ def load_generative(name_or_path: str, device="cpu") -> GenerativeModel:
     if model_type not in GENERATIVE:
         raise UserError(f"{shown} is a {model_type} model, which writes no identifiers")
     identifiers = load_identifiers(name_or_path)
-    what = "processor"
-    try:
+    with loading(f"the processor of {shown}"):
         processor = (SentenceProcessor if model_type == "t5" else RetrievalProcessor).from_pretrained(source)
-        if is_empty_tokenizer(processor.tokenizer):
-            raise UserError(f"{shown} brings no tokenizer; save the one it was trained with beside it")
+        check_tokenizer(processor.tokenizer, shown)
         for name, value in take_style(identifiers).items():
             setattr(processor, name, value)
-        what = "model"
+    with loading(f"the model of {shown}"):
         options = {"dtype": dtype_on(device), "output_loading_info": True}
         model, report = GENERATIVE[model_type].from_pretrained(source, **options)
-    except FAILURES as error:
-        raise UserError(f"cannot load the {what} of {shown}: {why_not(error)}") from error
     require_whole(report, model_type, shown)
     try:
         identifiers.check_tokenizer(processor.tokenizer)

@@ -3,6 +3,7 @@
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from imagedex.bounds import check_pixels
 from imagedex.command_line import suggestion
 from imagedex.errors import UserError
 from imagedex.modeling.picture_reading import read_pictures
@@ -41,6 +42,7 @@ def build_image_processor(config: dict) -> CLIPImageProcessorPil:
             raise UserError(f"{where}: resample is one of {', '.join(FILTERS)}, not {given!r}")
     try:
         processor = CLIPImageProcessorPil(**config)
+        check_pixels(processor, where)
         output_size(processor)  # what cannot work fails here, not at the first picture
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())[:300]}") from error

@@ -13,10 +13,12 @@ from transformers import Trainer, TrainerState, TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import CONFIG_NAME
 
+from imagedex.checkpoints import read_model_type
 from imagedex.errors import LocalUserError, UserError
 from imagedex.evaluation.exact import split_folds
 from imagedex.files import RUN_RECORD, Lock, check_output_dir, clear_leftovers, create, writing
 from imagedex.hub import check_push
+from imagedex.training.argument_checks import check_trainer_arguments
 from imagedex.training.stopping import StopSignals
 from imagedex.training.trainer_parts import has_weights
 from imagedex.training.whole_checkpoints import newest_whole, require_whole
@@ -64,6 +66,9 @@ class Run:
         if not (args.do_train or args.do_eval or args.do_predict):
             raise UserError("nothing to do: give --do_train, --do_eval or --do_predict")
         self.args = args
+        check_trainer_arguments(args, args._measured)
+        if args.baseline_text_encoder:
+            read_model_type(args.baseline_text_encoder, "baseline_text_encoder")
         check_trackers(args)
         check_push(args)
         values = args.to_dict()

@@ -238,7 +238,7 @@ def test_wrong_uses_are_answered_with_one_line_before_anything_is_written(ask_he
     wrong("no column 'text'; it has 'caption', 'image'", flags=["--query_column", "text"])
     wrong("1 of 2 queries", "nowhere.jpg", asked=tmp_path / "q.csv")
     wrong("the folder is empty", gallery=tmp_path / "empty")
-    wrong("--top_k 0: must be 1 or more", flags=["--top_k", 0])
+    wrong("--top_k 0: give 1 or more", flags=["--top_k", 0])
     wrong("--device toaster", flags=["--device", "toaster"])
     wrong("unknown argument --topk", "--top_k", flags=["--topk", 3])
     wrong("output_format", flags=["--output_format", "xml"])
