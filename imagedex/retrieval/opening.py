@@ -159,7 +159,8 @@ class Opener:
         def start() -> Retriever:
             if missing:
                 save_extended(parts, known, folder)
-            found = GenerativeRetriever(label, parts, searched, beams, self.args.batch_size, progress=True)
+            needed = min(beams, len(searched))  # so many find everything there is
+            found = GenerativeRetriever(label, parts, searched, needed, self.args.batch_size, progress=True)
             return found if rerank is None else RerankedRetriever(found, rerank())
 
         kept = [(name, None)]
