@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from imagedex.checkpoints import FAILURES, is_empty_tokenizer, why_not
+from imagedex.checkpoints import is_empty_tokenizer, loading
 from imagedex.encoding.dual_encoder import DualEncoder
 from imagedex.encoding.vectors import encode_images, encode_texts
 from imagedex.errors import UserError
@@ -84,11 +84,9 @@ class TextEncoder:
     """
 
     def __init__(self, name_or_path: str | Path):
-        try:
+        with loading(f"a text encoder from {name_or_path}"):
             self.tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
             self.model = AutoModel.from_pretrained(name_or_path, trust_remote_code=False)
-        except FAILURES as error:
-            raise UserError(f"cannot load a text encoder from {name_or_path}: {why_not(error)}") from error
         if is_empty_tokenizer(self.tokenizer):
             raise UserError(f"{name_or_path} brings no tokenizer; save it beside the model")
         kind = self.model.config.model_type

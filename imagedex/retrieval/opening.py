@@ -161,7 +161,8 @@ class Opener:
         def start() -> Retriever:
             if missing:
                 save_extended(parts, known, folder)
-            found = GenerativeRetriever(label, parts, searched, beams, self.args.batch_size)
+            needed = min(beams, len(searched))  # so many find everything there is
+            found = GenerativeRetriever(label, parts, searched, needed, self.args.batch_size)
             return found if rerank is None else RerankedRetriever(found, rerank())
 
         kept = [(name, None)]
