@@ -287,6 +287,11 @@ def load_splits(data: CorpusArguments) -> RetrievalSplits:
         num_proc=data.preprocessing_num_workers,
         put_aside=data.typed_hold_out(),
     )
+    if (data.dataset_name or data.train_file) and not any(map(len, corpus.splits["train"]["captions"])):
+        raise UserError(
+            f"{data.dataset_name or data.train_file}: no picture of the train split has a caption, all are empty; pictures "
+            "alone are given with --image_dir"
+        )
     data.leave_split_to([name for name in corpus.splits if name != "train"])
     if data.max_images is not None or data.captions_per_image is not None:
         part = draw_part(corpus.splits["train"], data.max_images, data.captions_per_image, data.draw_seed)

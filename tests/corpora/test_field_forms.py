@@ -281,3 +281,11 @@ def test_what_stays_unknown_names_what_was_seen(tmp_path, write_shard):
         UserError, match=r"tables seen: 00000.parquet; .*--train_file; tar shards \(00000.tar\) .*--streaming"
     ):
         load_corpus(str(tmp_path))
+
+
+def test_a_corpus_without_any_caption_is_nothing_to_train_on(tmp_path, three):
+    three(tmp_path)
+    (tmp_path / "captions.txt").write_text("image,caption\na.png,\nb.png,  \n")
+    for held_out in (0, 1):
+        with pytest.raises(UserError, match="no picture of the train split has a caption, all are empty"):
+            load_splits(CorpusArguments(dataset_name=str(tmp_path), held_out_captions_per_image=held_out))
