@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration, ViTConfig, ViTModel
 
-from imagedex.checkpoints import FAILURES, from_hub
+from imagedex.checkpoints import from_hub
 from imagedex.encoding.dual_encoder import load_dual_encoder
 from imagedex.encoding.store import Store
 from imagedex.errors import UserError
@@ -106,7 +106,7 @@ def bombed(folder, mark, model_type):
 def tried(way, folder):
     try:
         WAYS_IN[way](str(folder))
-    except (UserError, *FAILURES) as error:
+    except Exception as error:  # whatever it is, what counts is that nothing ran
         return str(error)
     return ""
 

@@ -142,7 +142,8 @@ def step_once(args: TrainingArguments, model) -> torch.optim.Optimizer:
     given = next((options.pop(name) for name in ("params", "model", "optimizer_dict") if name in options), None)
     optimizer = kind(model.parameters() if given is None else given, **options)
     if given is None:  # others step while gradients are computed
-        model(torch.ones(1, 2, device=args.device)).sum().backward()
+        with torch.enable_grad():
+            model(torch.ones(1, 2, device=args.device)).sum().backward()
         optimizer.step()
     return optimizer
 

@@ -148,7 +148,9 @@ def test_what_cannot_answer_is_refused_in_one_line(models, tiny_clip, tmp_path):
     refused("brings no identifiers.json", "run_dsi.py", change=lambda folder: (folder / "identifiers.json").unlink())
     refused("not of one another", change=lambda folder: shutil.copy(models["t5"] / "identifiers.json", folder))
     refused("100000", change=greater_tokens)
-    refused("its model.safetensors is broken", change=lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99))
+    refused(
+        "its model.safetensors is broken", change=lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99)
+    )
     refused("tokenizer", change=lambda folder: [path.unlink() for path in folder.glob("tokenizer*")])
 
 
