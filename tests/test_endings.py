@@ -98,7 +98,15 @@ endings.run(main)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forked helpers")
 def test_ctrl_c_is_one_line_with_helper_processes_too():
+    heeded = {
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    }  # which shells take from jobs in the background
     found = subprocess.run(
-        [sys.executable, "-c", WITH_HELPERS], stderr=subprocess.PIPE, text=True, start_new_session=True, timeout=60
+        [sys.executable, "-c", WITH_HELPERS],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        timeout=60,
+        **heeded,
     )
     assert found.returncode == 128 + signal.SIGINT and found.stderr.strip() == "stopped by Ctrl-C"

@@ -133,7 +133,7 @@ def test_the_loaders_of_a_training_ask_for_no_code(tmp_path, mark):
 
     folder = foreign(tmp_path / "model", mark, "theirs")
     for kind in (AutoConfig, AutoTokenizer, AutoImageProcessor):
-        with pytest.raises(UserError, match="tokenizer_name .* cannot be loaded"):
+        with pytest.raises(UserError, match="cannot load --tokenizer_name"):
             from_hub(kind.from_pretrained, str(folder), "tokenizer_name")
 
 
@@ -160,5 +160,4 @@ def test_kept_files_that_are_pickles_are_made_anew(tmp_path, mark):
     store.reload()
     assert store.missing(keys).tolist() == [0]
     (store.folder / "store.json").write_bytes(pickle.dumps(Bomb(mark)))
-    with pytest.raises(UserError, match="cannot be read"):
-        Store(store.folder, {"model": "m"})
+    assert Store(store.folder, {"model": "m"}).missing(keys).tolist() == [0]

@@ -73,7 +73,7 @@ def choose(shards: Iterable[str], where: str, image: str | None, caption: str | 
             break
     if not seen:
         raise UserError(f"{where}: there is no sample in it")
-    columns = listed(sorted(seen), 20)
+    columns = listed(sorted(_columns(seen)), 20)
     pictures = [ending for ending in seen if ending == (image or ending) and is_picture(f"x.{ending}")]
     if not pictures:
         wanted = f" {image!r}" if image else ""
@@ -85,6 +85,13 @@ def choose(shards: Iterable[str], where: str, image: str | None, caption: str | 
             f"{where} has no caption column{wanted}; its columns are {columns}; name one with --caption_column"
         )
     return Choice(pictures[0], source, bool(image), bool(caption))
+
+
+def _columns(files: dict[str, bytes]) -> list[str]:
+    """The endings of a sample's files, and of a json that holds a mapping its keys: ``json.caption``."""
+    content = parse_json(files["json"].decode(errors="replace"), "a sample's json") if "json" in files else None
+    inside = [f"json.{key}" for key in content] if isinstance(content, dict) else []
+    return [ending for ending in files if ending != "json" or not inside] + inside
 
 
 def _source(files: dict[str, bytes], wanted: str | None = None) -> str | None:
