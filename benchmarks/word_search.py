@@ -18,9 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from imagedex.corpora.arguments import CorpusArguments  # noqa: E402
 from imagedex.corpora.indexed import load_indexed_splits  # noqa: E402
 from imagedex.corpora.splits import gallery_rows  # noqa: E402
-from imagedex.evaluation.baselines import BM25, words  # noqa: E402
+from imagedex.evaluation.baselines import BM25  # noqa: E402
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_scores, summarize_ranks  # noqa: E402
 from imagedex.training.generative.starts.lexical_weights import lexical_factors  # noqa: E402
+from imagedex.words import words  # noqa: E402
 
 FIGURES = ("hits@1", "hits@5", "hits@10", "mrr")
 

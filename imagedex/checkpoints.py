@@ -1,18 +1,56 @@
 """A saved model, by folder or Hub id: which kind it is, and what is wrong with it, said in one line."""
 
+import json
 import os
+import pickle
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from transformers import PreTrainedConfig
 
 from imagedex.errors import UserError
 from imagedex.hub import hub_reason
 
-# what from_pretrained raises for a user's mistake
-FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 MODEL_FLAG = "model_name_or_path"
+# files of a saved model that hold one JSON object
+OBJECTS = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "processor_config.json", "preprocessor_config.json", "generation_config.json", "adapter_config.json", "identifiers.json",
+    "model.safetensors.index.json",
+)  # fmt: skip
+
+
+@contextmanager
+def loading(what: str):
+    """Whatever somebody else's files make fail in the block is said of `what`, in one line: no list of kinds is whole."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot load {what}: {why_not(error)}") from error
+
+
+def check_files(folder: Path, shown: str) -> None:
+    """Whether the files of a saved model can be read at all; what they say is for those who load them. Raises `UserError`.
+
+    Args: shown, how the model was named, for messages.
+    """
+    for name in OBJECTS:
+        if (folder / name).is_file():
+            try:
+                found = json.loads((folder / name).read_text(encoding="utf-8"))
+            except (OSError, ValueError, RecursionError) as error:
+                raise UserError(f"{shown}: its {name} is broken ({one_line(error)}); save the model again") from error
+            if not isinstance(found, dict):
+                raise UserError(f"{shown}: its {name} is broken (it holds no JSON object); save the model again")
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            safe_open(path, "pt")  # reads the header, which knows how long the file is
+        except Exception as error:  # the library's own, or the operating system's
+            raise UserError(f"{shown}: its {path.name} is broken ({one_line(error)}); save the model again") from error
 
 
 def read_model_type(name_or_path: str, flag: str = MODEL_FLAG) -> str:
@@ -29,25 +67,24 @@ def read_model_type(name_or_path: str, flag: str = MODEL_FLAG) -> str:
     looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
     if not folder.is_dir() and (looks_like_path or folder.exists()):
         raise UserError(f"--{flag} {name_or_path} is not a folder; give a model's folder or its Hub id")
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(str(folder) if folder.is_dir() else name_or_path)
-    except FAILURES as error:
-        reason = f"its config.json is broken ({one_line(error)})" if folder.is_dir() else hub_reason(error)
-        raise UserError(f"cannot load --{flag} {name_or_path}: {reason or one_line(error)}") from error
-    if not config.get("model_type"):
+    if folder.is_dir():
+        check_files(folder, f"--{flag} {name_or_path}")
+    with loading(f"--{flag} {name_or_path}"):
+        config, _ = PreTrainedConfig.get_config_dict(source_of(name_or_path))
+    if not isinstance(config.get("model_type"), str):
         raise UserError(f"--{flag} {name_or_path}: its config.json names no model_type")
     return config["model_type"]
 
 
 def from_hub(loader, name: str, argument: str, **kwargs):
-    """`loader(name)`; a name that cannot be loaded is the user's mistake, said with the argument it came from."""
+    """`loader(name)`; a name that cannot be loaded is the user's mistake, said with the argument it came from. Code that it
+    brings is not run, and nobody is asked whether it should be."""
     if os.sep in name and not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(f"--{argument} {name}: there is no such folder")
-    try:
-        return loader(name, **kwargs)
-    except (OSError, ValueError, KeyError, ImportError) as error:  # ImportError: of a library that it needs
-        reason = (None if os.path.isdir(name) else hub_reason(error)) or " ".join(str(error).split())[:300]
-        raise UserError(f"--{argument} {name} cannot be loaded: {reason}") from error
+    if os.path.isdir(name):
+        check_files(Path(name), f"--{argument} {name}")
+    with loading(f"--{argument} {name}"):
+        return loader(name, **{"trust_remote_code": False} | kwargs)
 
 
 def take_style(identifiers) -> dict:
@@ -84,8 +121,14 @@ def dtype_on(device):
 
 def why_not(error: BaseException) -> str:
     """Why a model cannot be loaded, in one line."""
-    reason = one_line(error)
-    if "trust_remote_code" in str(error):
+    reason = hub_reason(error) or one_line(error)
+    if isinstance(error, KeyError | TypeError | AttributeError | IndexError | AssertionError):
+        reason = f"its files do not fit each other ({type(error).__name__}: {reason})"
+    if isinstance(error, pickle.UnpicklingError):
+        reason = (
+            "its weights are a pickle with more than tensors in it, which could run anything; save them as safetensors"
+        )
+    elif "trust_remote_code" in str(error):
         reason += "; pass --trust_remote_code to run the code it brings"
     elif "ignore_mismatched_sizes" in str(error):
         reason = "its weights have other shapes than its config.json says"
@@ -105,6 +148,16 @@ def require_whole(report: dict, model_type: str, shown: str) -> None:
 def is_empty_tokenizer(tokenizer) -> bool:
     """Where a folder has no tokenizer files, transformers 5 makes an empty tokenizer of the model's class, silently."""
     return tokenizer is None or len(tokenizer) <= len(set(tokenizer.all_special_ids))
+
+
+def check_tokenizer(tokenizer, shown: str) -> None:
+    """Raises `UserError` for a tokenizer that cannot make a batch. Args: shown, what brings it."""
+    if is_empty_tokenizer(tokenizer):
+        raise UserError(f"{shown} brings no tokenizer; save the one it was trained with beside it")
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"{shown} brings a tokenizer without a padding token: its tokenizer_config.json is missing or another's"
+        )
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

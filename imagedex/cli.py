@@ -1,10 +1,10 @@
 """The console command `imagedex`: one subcommand a script, and the list of recipes."""
 
 import importlib
-import os
 import sys
 
-from imagedex import __version__, recipe
+from imagedex import __version__, endings, recipe
+from imagedex.errors import UserError
 
 # subcommand -> the script whose main() it is, and what it does
 COMMANDS = {
@@ -59,12 +59,7 @@ def help_text() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    try:
-        answer(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads our output has read enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    endings.run(lambda: answer(sys.argv[1:] if argv is None else argv))
 
 
 def answer(argv: list[str]) -> None:
@@ -76,9 +71,7 @@ def answer(argv: list[str]) -> None:
     elif name in PLAIN_HELP and argv[1:] and argv[1] in ("-h", "--help"):
         print(PLAIN_HELP[name])
     else:
-        from imagedex import command_line  # brings transformers, which the help does not wait for
-
-        command_line.run(lambda: carry_out(name, argv[1:]))
+        carry_out(name, argv[1:])
 
 
 def clear_kept(folder: str | None = None) -> str:
@@ -95,9 +88,6 @@ def clear_kept(folder: str | None = None) -> str:
 
 def carry_out(name: str, argv: list[str]) -> None:
     """Raises `UserError`."""
-    from imagedex.command_line import suggestion
-    from imagedex.errors import UserError
-
     if name == RECIPES:
         if argv:
             raise UserError(f"imagedex recipes takes no arguments: {argv[0]}")
@@ -114,4 +104,6 @@ def carry_out(name: str, argv: list[str]) -> None:
         script = importlib.import_module(f"imagedex.{COMMANDS[name][0]}")
         script.main(argv, prog=f"imagedex {name}")
     else:
+        from imagedex.command_line import suggestion  # brings transformers, which the help does not wait for
+
         raise UserError(f"imagedex has no command {name}{suggestion(name, LISTED)}")

@@ -13,10 +13,16 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from imagedex import recipe
-from imagedex.errors import LocalUserError, UserError
+from imagedex import endings, recipe
+from imagedex.bounds import check_bounds
+from imagedex.errors import UserError
+
+run = endings.run  # what every script calls with its main
 
 USAGE = "%(prog)s [RECIPE] [--argument value ...]\n       %(prog)s --help | --help_all"
+
+LISTS = ("report_to", "optim_target_modules", "fsdp")  # a name, or a list of them
+MAPPINGS = ("_config", "_kwargs", "deepspeed")  # how arguments end that may be a mapping
 
 # Of the Trainer's arguments, what --help shows: the others are shown by --help_all.
 MOST_USED = (
@@ -76,6 +82,10 @@ class Parser(HfArgumentParser):
         for action in self._actions:  # argparse names every spelling
             message = message.replace("argument " + "/".join(action.option_strings), "/".join(spellings(action)))
         raise UserError(message)
+
+    def _print_message(self, message, file=None):
+        """As argparse, which would not say that the output is closed or full."""
+        print(message, end="", file=file or sys.stdout)
 
     def _add_dataclass_arguments(self, dtype):
         super()._add_dataclass_arguments(dtype)
@@ -154,13 +164,44 @@ def apply_recipe(parser: Parser, values: dict, path: Path) -> None:
             raise UserError(
                 f"the recipe {path} says {name}: {value}; it is one of {', '.join(map(str, action.choices))}"
             )
-        if isinstance(value, str) and action.type in (int, float):  # YAML reads 1e-4 as a string
-            try:
-                value = action.type(value)
-            except ValueError as error:
-                raise UserError(f"the recipe {path} says {name}: {value!r}, which is not a number") from error
+        if value is None:  # as if it were not there
+            continue
+        try:
+            value = converted(action, name, value)
+        except ValueError as error:
+            raise UserError(f"the recipe {path} says {name}: {str(value)[:100]!r}, which is {error}") from error
         action.required = False
         parser.set_defaults(**{name: value})
+
+
+def converted(action: argparse.Action, name: str, value):
+    """A recipe's value in the kind that its argument has. Raises a `ValueError` that says what it is not."""
+    if isinstance(value, list) and action.nargs in ("+", "*"):
+        return [converted(action, name, each) for each in value]
+    kind = getattr(action.type, "__name__", None)
+    if kind == "string_to_bool":
+        if not isinstance(value, bool):
+            raise ValueError("not true or false")
+    elif action.type in (int, float):  # YAML reads 1e-4 as a string
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError("not a number")
+        try:
+            number = action.type(value)
+        except (ValueError, OverflowError):
+            raise ValueError("not a number") from None
+        if action.type is int and isinstance(value, float) and number != value:
+            raise ValueError("not a whole number")
+        return value if isinstance(value, int) else number
+    elif kind == "str" and not isinstance(value, str):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+        if not (isinstance(value, dict) and name.endswith(MAPPINGS)) and not (
+            isinstance(value, list) and name in LISTS
+        ):
+            raise ValueError("not text")
+    elif isinstance(value, str) and "\0" in value:
+        raise ValueError("not text that a file's name could have")
+    return value
 
 
 def parse_arguments(dataclass_types, description: str, argv: list[str] | None = None, prog: str | None = None) -> tuple:
@@ -188,15 +229,20 @@ def parse_arguments(dataclass_types, description: str, argv: list[str] | None = 
         raise UserError(f"unknown argument {name}{suggestion(name, parser._option_string_actions)}")
     values = vars(namespace)
     flags = {word.split("=")[0] for word in argv} & parser._option_string_actions.keys()
-    say(recipe.give_way(values, given, {parser._option_string_actions[flag].dest for flag in flags}, defaults))
-    return tuple(fill(dataclass_type, values) for dataclass_type in parser.dataclass_types)
+    typed = frozenset(parser._option_string_actions[flag].dest for flag in flags)
+    say(recipe.give_way(values, given, typed, defaults))
+    filled = tuple(fill(dataclass_type, values) for dataclass_type in parser.dataclass_types)
+    for arguments in filled:
+        arguments.typed = typed  # no field: it is not part of what a run records
+    return filled
 
 
 def fill(dataclass_type, values: dict):
     """The dataclass with those of the values that it has fields for. Raises `UserError`."""
-    names = [field.name for field in dataclasses.fields(dataclass_type) if field.init]
+    values = {field.name: values[field.name] for field in dataclasses.fields(dataclass_type) if field.init}
     try:
-        return dataclass_type(**{name: values[name] for name in names})
+        check_bounds(dataclass_type, values)
+        return dataclass_type(**values)
     except (ValueError, TypeError) as error:  # the checks of a dataclass's __post_init__
         raise UserError(" ".join(str(error).split())) from error
 
@@ -205,24 +251,6 @@ def say(line: str) -> None:
     """A line of the log, where it is not empty. Logging is set up once the arguments are known, which is later."""
     if line and int(os.environ.get("RANK", "0")) == 0:
         print(f"I {line}")
-
-
-def run(main) -> None:
-    """Calls `main()`. A `UserError` becomes one line on standard error and exit status 2; other errors keep their traceback."""
-    try:
-        main()
-    except UserError as error:
-        line = f"error: {without_traceback(error)}"
-        if isinstance(error, LocalUserError):  # met on the way, when a progress bar stands on the line
-            print(f"\n{line}", file=sys.stderr)
-        elif int(os.environ.get("RANK", "0")) == 0:  # every process fails alike; one of them says so
-            print(line, file=sys.stderr)
-        sys.exit(2)
-
-
-def without_traceback(error: UserError) -> str:
-    """The message. An error from a DataLoader worker comes with the worker's traceback before it, in one text."""
-    return str(error).rsplit(f"{type(error).__module__}.{type(error).__name__}: ", 1)[-1].strip()
 
 
 def argument(help: str, default=None, **kwargs):

@@ -11,3 +11,14 @@ class UserError(Exception):
 
 class LocalUserError(UserError):
     """One that a single process meets, for example in its share of a stream: it says so itself, whichever it is."""
+
+
+class Stopped(Exception):
+    """Asked to stop by a signal, at a place from which the same command goes on: one line, and the signal's exit status.
+
+    Scripts print the line on standard error, without a traceback (see :func:`imagedex.command_line.run`).
+    """
+
+    def __init__(self, line: str, signum: int):
+        super().__init__(line)
+        self.status = 128 + signum  # as shells count

@@ -122,18 +122,49 @@ def find(name: str) -> tuple[Path, bool]:
     return known[short], True
 
 
+class Loader(yaml.SafeLoader):
+    """YAML that says each thing once: a name twice, of which the last would count, is refused, and so are aliases, by which a few
+    lines can stand for more than any memory holds."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(None, None, f"write the value of *{event.anchor} out", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        pairs = [[self.construct_object(part, deep=True) for part in pair] for pair in node.value]
+        return unique(pairs)
+
+
+def unique(pairs) -> dict:
+    """The mapping of these (name, value). Raises a `ValueError` for a name that stands there twice."""
+    found = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name} stands there twice")
+        found[name] = value
+    return found
+
+
 def read(path: Path) -> dict:
     """A flat mapping of argument names to values, from YAML or JSON. Raises `UserError`."""
+    kind = "JSON" if path.suffix == ".json" else "YAML"
     try:
         text = path.read_text(encoding="utf-8")
-        recipe = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        recipe = json.loads(text, object_pairs_hook=unique) if kind == "JSON" else yaml.load(text, Loader)  # noqa: S506
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        kind = "JSON" if path.suffix == ".json" else "YAML"
-        raise UserError(f"the recipe {path} is not valid {kind}: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise UserError(f"the recipe {path} is nested too deeply; it is a mapping of arguments to values") from error
+    # ValueError: not UTF-8, a date or number that is none, a name twice; TypeError: a list as a name
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise UserError(f"the recipe {path} is not valid {kind}: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(recipe, dict):
         raise UserError(f"the recipe {path} must be a mapping of arguments to values")
+    for name in recipe:
+        if not isinstance(name, str):
+            raise UserError(f"the recipe {path} has {name!r} where the name of an argument stands")
     return recipe
 
 

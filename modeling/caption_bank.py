@@ -11,6 +11,7 @@ depend on the other pictures.
 """
 
 import hashlib
+import json
 from pathlib import Path
 
 import safetensors.torch
@@ -55,7 +56,9 @@ class CaptionBank:
         return (torch.cat(means) / 2).float().to(image_embeds.device)
 
     def save_pretrained(self, folder: Path | str) -> None:
-        content = safetensors.torch.save({"vectors": self.vectors}, {"neighbours": str(self.neighbours)})
+        # one entry: safetensors writes several in any order
+        facts = json.dumps({"neighbours": self.neighbours, "fingerprint": self.fingerprint})
+        content = safetensors.torch.save({"vectors": self.vectors}, {"bank": facts})
         replace_file(Path(folder, FILE), content)
 
     @classmethod
@@ -67,8 +70,15 @@ class CaptionBank:
             return None
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                return cls(file.get_tensor("vectors"), int(file.metadata()["neighbours"]))
-        except (safetensors.SafetensorError, KeyError, TypeError) as error:
+                metadata, vectors = file.metadata(), file.get_tensor("vectors")
+            if "bank" not in metadata:  # of an earlier version, without a fingerprint
+                return cls(vectors, int(metadata["neighbours"]))
+            facts = json.loads(metadata["bank"])
+            bank = cls(vectors, int(facts["neighbours"]))
+            if facts["fingerprint"] != bank.fingerprint:
+                raise ValueError("its content has changed since it was saved")
+            return bank
+        except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{FILE} in {name_or_path} is broken: {error}") from error
 
 

@@ -69,6 +69,8 @@ def rank_identifiers(
     Returns:
         scores: (B, k) float32, descending; -inf where no further identifier was found.
         rows: (B, k) int64, rows in `identifiers.image_ids`; -1 there. No row twice in one query.
+
+    Raises: `FloatingPointError` where nothing has a score, because the model gives NaN or infinity.
     """
     k = num_beams if k is None else k
     if num_beams < 1 or k < 1:
@@ -99,6 +101,10 @@ def rank_identifiers(
     found_rows = trie.rows_of(trie.walk(written, hold=True)).view(-1, returned)
     found = found.float().view(-1, returned)
     valid = (found > LEAST_SCORE) & (found_rows >= 0)
+    if not valid.any(1).all():
+        raise FloatingPointError(
+            "the model gives no identifier a score but NaN or infinity; its weights or its precision are broken"
+        )
     scores = torch.full((len(found), k), -torch.inf, device=found.device)
     rows = torch.full((len(found), k), -1, dtype=torch.int64, device=found.device)
     scores[:, :returned] = torch.where(valid, found, -torch.inf)

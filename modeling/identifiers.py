@@ -220,6 +220,7 @@ class Identifiers:
         content = Path(tensors_path).read_bytes()
         try:
             facts = json.loads(Path(facts_path).read_text(encoding="utf-8"))
+            check_facts(facts)
             if facts["format_version"] > FORMAT_VERSION:
                 raise ValueError(f"the identifiers in {name_or_path} were written by a newer version of this code")
             if facts["tensors_sha256"] != hashlib.sha256(content).hexdigest():
@@ -232,11 +233,37 @@ class Identifiers:
                 quantizer = QUANTIZERS[facts["scheme"]].from_arrays(arrays)
             fields = {name: facts[name] for name in ("source", "known_tokens", "new_tokens")}
             required = (facts["scheme"], facts["image_ids"], arrays["tokens"], arrays["offsets"], facts["eos_token_id"])
-        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, KeyError, TypeError) as error:
+        except (
+            json.JSONDecodeError,
+            UnicodeDecodeError,
+            RecursionError,
+            SafetensorError,
+            KeyError,
+            TypeError,
+        ) as error:
             raise ValueError(
                 f"the identifiers in {name_or_path} are broken ({type(error).__name__}: {error})"
             ) from error
         return cls(*required, quantizer=quantizer, **fields)
+
+
+def check_facts(facts) -> None:
+    """Raises a `TypeError` that names the first field of identifiers.json whose value is of another kind than was written."""
+    kinds = {"format_version": int, "scheme": str, "eos_token_id": int, "tensors_sha256": str, "source": dict}
+    kinds |= {"known_tokens": dict, "new_tokens": dict, "image_ids": list}
+    if not isinstance(facts, dict):
+        raise TypeError(f"no object but {type(facts).__name__}")
+    for name, kind in kinds.items():
+        if not isinstance(facts[name], kind):
+            raise TypeError(f"{name} is {str(facts[name])[:50]}")
+    for name, values in (
+        ("known_tokens", facts["known_tokens"].values()),
+        ("new_tokens", facts["new_tokens"].values()),
+    ):
+        if not all(isinstance(value, int) for value in values):
+            raise TypeError(f"{name} has a token that is no number")
+    if not all(isinstance(name, str) for name in facts["image_ids"]):
+        raise TypeError("image_ids has a name that is no text")
 
 
 def names_fingerprint(image_ids: Sequence[str]) -> str:

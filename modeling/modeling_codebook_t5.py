@@ -34,10 +34,12 @@ class CodebookT5Output(PictureT5Output):
 
     visual_token_ids (P, num_visual_tokens or fewer): what T5 read, padded.
     quantizer_loss (scalar, `quantization="learned"` only): codebook, commitment and entropy losses, all 0 or more.
+    num_words (scalar): visual tokens without end-of-sequence, over which the first two are means.
     codebook_perplexity, codebook_usage (scalars): of this batch's visual tokens; see `codebook_statistics`.
     """
 
     quantizer_loss: torch.FloatTensor | None = None
+    num_words: torch.LongTensor | None = None
     visual_token_ids: torch.LongTensor | None = None
     codebook_perplexity: torch.FloatTensor | None = None
     codebook_usage: torch.FloatTensor | None = None
@@ -266,6 +268,7 @@ class CodebookT5(PictureT5):
         if ids is not None:
             words, special = self.config.num_codebook_words, self.config.codebook_special_token_ids
             output.visual_token_ids = ids
+            output.num_words = (ids != self.config.pad_token_id).sum() - len(ids)
             output.codebook_perplexity, output.codebook_usage = codebook_statistics(ids, words, special)
         return output
 

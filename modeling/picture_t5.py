@@ -34,9 +34,11 @@ def padded_rows(*tensors: torch.Tensor | None, value: float = 0) -> torch.Tensor
 
 @dataclass
 class PictureT5Output(Seq2SeqLMOutput):
-    """As Seq2SeqLMOutput, with where the decoder may attend in `encoder_last_hidden_state`: encoder_attention_mask (rows, S)."""
+    """As Seq2SeqLMOutput, with where the decoder may attend in `encoder_last_hidden_state`: encoder_attention_mask (rows, S); and
+    over how many tokens the cross-entropy is a mean: num_labels (scalar)."""
 
     encoder_attention_mask: torch.LongTensor | None = None
+    num_labels: torch.LongTensor | None = None
 
 
 class PictureT5(RetrieveMixin, T5ForConditionalGeneration):
@@ -203,7 +205,9 @@ class PictureT5(RetrieveMixin, T5ForConditionalGeneration):
             use_cache=use_cache,
             **{**kwargs, "return_dict": True},
         )
-        output = self.finished(PictureT5Output(**output, encoder_attention_mask=attention_mask), encoder_outputs)
+        num_labels = None if labels is None else (labels != -100).sum()
+        output = PictureT5Output(**output, encoder_attention_mask=attention_mask, num_labels=num_labels)
+        output = self.finished(output, encoder_outputs)
         if output.loss is not None and self.training and distributed.is_available() and distributed.is_initialized():
             output.loss = self.with_every_gradient(output.loss)
         return output
@@ -270,7 +274,7 @@ class PictureT5(RetrieveMixin, T5ForConditionalGeneration):
             vision = load_tower(vision_name_or_path, "vision_config")
             vision_config = vision.config
         if t5_name_or_path is not None:
-            t5_config = AutoConfig.from_pretrained(t5_name_or_path)
+            t5_config = AutoConfig.from_pretrained(t5_name_or_path, trust_remote_code=False)
             if not isinstance(t5_config, T5Config):
                 raise ValueError(f"{t5_name_or_path} is a {t5_config.model_type} model; a T5 is needed")
         fields = t5_config.to_dict() if isinstance(t5_config, PreTrainedConfig) else dict(t5_config)

@@ -64,6 +64,11 @@ class SentenceProcessor(ProcessorMixin):
             inputs.pop("attention_mask", None)
         return inputs
 
+    @classmethod
+    def from_pretrained(cls, *args, trust_remote_code: bool = False, **kwargs):
+        """As ProcessorMixin's; code that lies beside is run at the caller's word alone, and nobody is asked for it."""
+        return super().from_pretrained(*args, trust_remote_code=trust_remote_code, **kwargs)
+
     def tokens(self, sentences: Sequence[str]) -> tuple[dict[str, list], list[bool]]:
         """Token lists without padding, by name; and which sentences were cut."""
         texts = [self.written(sentence) for sentence in sentences]

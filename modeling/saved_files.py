@@ -14,7 +14,7 @@ def hub_options(kwargs: dict) -> dict:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Writes beside the target and renames: a reader sees the old file or the whole new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

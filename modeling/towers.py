@@ -34,7 +34,7 @@ def load_tower(name_or_path: str, part: str) -> PreTrainedModel:
 
     In float32 even where it was saved in half precision: heads are float32, and small steps are lost on half-precision weights.
     """
-    config = AutoConfig.from_pretrained(name_or_path)
+    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     config = getattr(config, part, config)
     made, own = tower_class(config)
     return made.from_pretrained(name_or_path, config=config, dtype=torch.float32, **own)

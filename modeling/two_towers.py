@@ -18,12 +18,12 @@ def is_two_towers(text_name_or_path: str | None, vision_name_or_path: str | None
     """Whether both towers are the halves of one checkpoint (CLIP, SigLIP) that can be started from as it is."""
     if not text_name_or_path or not vision_name_or_path or Path(text_name_or_path) != Path(vision_name_or_path):
         return False
-    return AutoConfig.from_pretrained(text_name_or_path).model_type in TWO_TOWERS
+    return AutoConfig.from_pretrained(text_name_or_path, trust_remote_code=False).model_type in TWO_TOWERS
 
 
 def load_two_towers(name_or_path: str) -> PreTrainedModel:
     """The whole model in float32, its towers named as if each had been loaded by itself."""
-    whole = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
+    whole = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, trust_remote_code=False)
     for tower in (whole.text_model, whole.vision_model):
         tower.config._name_or_path = str(name_or_path)
     return whole

@@ -163,8 +163,8 @@ def test_a_training_that_begins_again_forgets_how_the_earlier_one_ended(launch, 
     out = tmp_path / "out"
     said(launch(script, *arguments))
     arguments = [*arguments, "--resume_from_checkpoint", out / "checkpoint-4"]
-    killed = "import os, runpy, sys; import transformers; transformers.Trainer.save_state = lambda self: os._exit(9); "
-    killed += "sys.argv = sys.argv[1:]; sys.path.insert(0, os.path.dirname(sys.argv[0])); "
+    killed = "import os, runpy, sys; sys.argv = sys.argv[1:]; sys.path.insert(0, os.path.dirname(sys.argv[0])); "
+    killed += "from imagedex.training.saving import SavingMixin; SavingMixin.save_state = lambda self: os._exit(9); "
     killed += "runpy.run_path(sys.argv[0], run_name='__main__')"
     assert launch(script, *arguments, launcher=(sys.executable, "-c", killed)).returncode == 9
     assert (out / "model.safetensors").exists()

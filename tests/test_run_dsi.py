@@ -286,8 +286,8 @@ def wrong_uses():
             None, ["--identifier_scheme", "rq", "--identifier_vectors_from", "{}/x"], "there is no such folder"),
         "vectors of a model that is no encoder": (
             bare_t5, ["--identifier_scheme", "rq", "--identifier_vectors_from", "{}/t5"], "is a t5 model"),
-        "negative ratio": (None, ["--indexing_ratio", -1], "give 0 or more"),
-        "no beam": (None, ["--num_beams", 0], "give 1 or more"),
+        "negative ratio": (None, ["--indexing_ratio", -1], "give 0 to 1000"),
+        "no beam": (None, ["--num_beams", 0], "give 1 to 10000"),
         "streaming": (None, ["--streaming"], "unknown argument --streaming"),
         "nothing to do": (None, ["--do_train", "false", "--do_eval", "false"], "nothing to do"),
         "misspelt scheme": (None, ["--identifier_scheme", "atomi"], "invalid choice: 'atomi'"),

@@ -123,7 +123,7 @@ WRONG = {
     "predictions": (["--do_predict"], "see run_dsi.py"),
     "stopping without looking": (["--stop_when_memorised", 1], "--stop_when_memorised needs evaluations"),
     "memorised captions": (["--objective", "caption", "--stop_when_memorised", 1], "is for identifiers"),
-    "more than all": (["--stop_when_memorised", 1.5], "give a share above 0, up to 1"),
+    "more than all": (["--stop_when_memorised", 1.5], "give more than 0, up to 1"),
 }  # fmt: skip
 
 

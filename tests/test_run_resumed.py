@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from resuming import BESIDE, T5, VIT, check_same, figures, run, write_documents
 from tiny_models import tiny_tokenizer
 from transformers import BertConfig, BertModel, ViTConfig, ViTImageProcessorPil, ViTModel
 
@@ -11,32 +12,14 @@ import run_dsi
 import run_image_indexing
 import run_xmatching
 from imagedex.errors import UserError
+from imagedex.training.whole_checkpoints import write_manifest
 
-T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
-VIT = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64,
-       "patch_size": 8}  # fmt: skip
-ANIMALS = ["otter", "heron", "badger", "lynx"]
-BESIDE = {"config.json", "identifiers.json", "tokenizer.json", "head_start.json", "README.md"}  # the model
 STEPS = 7  # of two epochs or more: the checkpoints lie within epochs and between them
-
-
-def run(script, arguments):
-    script.main(list(map(str, arguments)))
 
 
 @pytest.fixture
 def documents(tmp_path):
-    """Four documents, two trained questions and a held-out one of each."""
-    rows = {
-        "documents": [{"id": f"d{i}", "text": f"The {name} lives by the water."} for i, name in enumerate(ANIMALS)],
-        "train": [{"document_id": f"d{i}", "question": f"{ask} the {name}"}
-                  for i, name in enumerate(ANIMALS) for ask in ("where lives", "what is")],
-        "validation": [{"document_id": f"d{i}", "question": f"who saw the {name}"} for i, name in enumerate(ANIMALS)],
-    }  # fmt: skip
-    (tmp_path / "documents").mkdir()
-    for name, content in rows.items():
-        (tmp_path / "documents" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
-    return tmp_path / "documents"
+    return write_documents(tmp_path / "documents")
 
 
 @pytest.fixture
@@ -117,28 +100,6 @@ def stopped(whole, step):
     return folder
 
 
-def figures(folder):
-    """What was measured, without times."""
-    found = json.loads((folder / "eval_results.json").read_text())
-    return {
-        name: value for name, value in found.items() if not name.endswith(("runtime", "per_second", "ms_per_query"))
-    }
-
-
-def losses(folder):
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
-
-
-def check_same(found, expected, beside=BESIDE):
-    """Both runs ended alike."""
-    assert losses(found) == losses(expected)
-    assert figures(found) == figures(expected)
-    names = {path.name for path in expected.glob("*.safetensors")} | beside
-    for name in sorted(name for name in names if (expected / name).exists()):
-        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_goes_on_ends_where_an_unbroken_one_does(commands, unbroken, name):
     whole = unbroken(name)
@@ -179,7 +140,8 @@ def test_a_run_goes_on_from_its_last_whole_checkpoint(commands, unbroken, capfd)
     shutil.copytree(whole / "checkpoint-4", folder / "checkpoint-4", ignore=lambda *_: ["trainer_state.json"])
     run(script, [*arguments, "--output_dir", folder])
     said = capfd.readouterr().out
-    assert "checkpoint-4 was not written to its end" in said and f"going on from {folder / 'checkpoint-3'}" in said
+    assert "checkpoint-4 is not whole and is passed over: trainer_state.json is not there" in said
+    assert f"going on from {folder / 'checkpoint-3'}" in said
     check_same(folder, whole)
 
 
@@ -188,7 +150,8 @@ def test_states_are_not_kept_of_a_model_that_cannot_be_read(commands, unbroken, 
     whole = unbroken(name)
     script, arguments = commands[name]
     folder = stopped(whole, 3)
-    (folder / "checkpoint-3" / "model.safetensors").unlink()  # as sharded trainings leave it
+    (folder / "checkpoint-3" / "model.safetensors").rename(folder / "checkpoint-3" / "pytorch_model_fsdp.bin")
+    write_manifest(folder / "checkpoint-3")  # as sharded trainings leave it
     before = sorted(folder.rglob("*"))
     with pytest.raises(UserError, match="--keep_states: .*checkpoint-3 holds no whole model"):
         run(script, [*arguments, "--output_dir", folder])

@@ -221,7 +221,7 @@ def wrong_uses():
         "no dual encoder to compare with": (other_model, ["--compare_with_model", "{}/bert"], "without get_text_features"),
         "compared with one model twice": (
             other_model, ["--compare_with_model", "{}/bert", "{}/bert"], "names bert twice"),
-        "chunk of no rows": (None, ["--gradient_cache_chunk_size", 0], "give 1 row or more"),
+        "chunk of no rows": (None, ["--gradient_cache_chunk_size", 0], "give 1 to "),
         "batch larger than the corpus": (
             None, ["--loss_type", "paired_hinge", "--per_device_train_batch_size", 64], "do not fill one batch of 64"),
     }  # fmt: skip

@@ -1,12 +1,21 @@
 """Which corpus, and what of it is held out: the arguments every script shares."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+from imagedex.bounds import COUNT, PIXELS, SHARE, SOME_OR_NONE, TOKENS, WORKERS, Bounds
 from imagedex.command_line import argument
 from imagedex.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 NO_CORPUS = "no corpus given: use --dataset_name (a folder, a Hub id, or shape_scenes) or --train_file"
+KNOWN_FORMS = (
+    "Flickr8k's and Flickr30k's captions, COCO's annotations, Karpathy's, BLIP's and LXMERT's JSON, imagefolder, x.txt beside "
+    "x.jpg (img2dataset), a table beside its pictures, parquet"
+)
 
 
 @dataclass
@@ -14,13 +23,29 @@ class CorpusArguments:
     """Which corpus, and what of it is held out."""
 
     _argument_group_name = "data"
+    typed: ClassVar[frozenset[str] | None] = None  # names that the command line sets; None: nobody knows, all may be
+    _bounds = {
+        "max_images": COUNT,
+        "captions_per_image": COUNT,
+        "held_out_captions_per_image": SOME_OR_NONE,
+        "held_out_images": SHARE,
+        "max_train_samples": COUNT,
+        "max_eval_samples": COUNT,
+        "preprocessing_num_workers": Bounds(1, WORKERS),
+        "max_text_length": Bounds(1, TOKENS),
+        "image_size": Bounds(1, PIXELS),
+        "random_crop_scale": Bounds(0, 1, above=True),
+        "random_flip": SHARE,
+        "shuffle_buffer_size": SOME_OR_NONE,
+    }
 
     dataset_name: str | None = argument(
-        "Hub id, built-in name (shape_scenes; nq10k for run_dsi.py), or a folder; its form is recognised and said."
+        "Hub id, built-in name (shape_scenes; nq10k for run_dsi.py), or a folder; its form is recognised and said: "
+        f"{KNOWN_FORMS}; for run_dsi.py also documents and questions (BEIR's corpus.jsonl)."
     )
     dataset_config_name: str | None = argument("Configuration of the dataset (for shape_scenes: how many scenes).")
-    train_file: str | None = argument("CSV, JSONL or Parquet of pictures and captions to train on.")
-    validation_file: str | None = argument("CSV, JSONL or Parquet to evaluate on.")
+    train_file: str | None = argument("CSV, TSV, JSON, JSONL or Parquet of pictures and captions to train on.")
+    validation_file: str | None = argument("CSV, TSV, JSON, JSONL or Parquet to evaluate on.")
     image_dir: str | None = argument("Root of the pictures that train_file and validation_file name.")
     visual_genome_dir: str | None = argument("Visual Genome's pictures, for LXMERT's files with sources beside COCO.")
     image_column: str | None = argument("Column with the picture; found by itself when there is one candidate.")
@@ -70,8 +95,6 @@ class CorpusArguments:
         if (scale := self.random_crop_scale) and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
             given = " ".join(map(str, scale))
             raise ValueError(f"--random_crop_scale {given}: give two shares above 0, up to 1, the smaller one first")
-        if self.random_flip is not None and not 0 <= self.random_flip <= 1:
-            raise ValueError(f"--random_flip {self.random_flip}: give a share from 0 to 1")
 
     def crop_options(self) -> dict:
         """Keywords of `RandomResizedCrop` that were given."""
@@ -83,6 +106,21 @@ class CorpusArguments:
         if not (self.dataset_name or self.train_file or self.validation_file or self.image_dir):
             raise UserError(NO_CORPUS)
 
+    def typed_hold_out(self) -> str:
+        """The flag that the command line holds out with; "" where none does, or only the recipe."""
+        flags = ("held_out_captions_per_image", "held_out_images")
+        typed = [name for name in flags if getattr(self, name) and (self.typed is None or name in self.typed)]
+        return f"--{typed[0]}" if typed else ""
+
+    def leave_split_to(self, own: Sequence[str]) -> None:
+        """What a recipe holds out gives way to the splits that a corpus brings. Args: own, these without train."""
+        if not own or self.typed_hold_out():
+            return
+        for name in ("held_out_captions_per_image", "held_out_images"):
+            if getattr(self, name):
+                logger.info("of the recipe, %s gives way to the corpus's own split (%s)", name, ", ".join(own))
+                setattr(self, name, type(getattr(self, name))())
+
 
 @dataclass
 class DataArguments(CorpusArguments):
@@ -91,12 +129,12 @@ class DataArguments(CorpusArguments):
     _argument_group_name = "data"
 
     dataset_name: str | None = argument(
-        "Hub id, built-in name (shape_scenes), or a folder; its form is recognised and said. With --streaming: a folder of "
-        "tar shards or a Hub id to train on."
+        f"Hub id, built-in name (shape_scenes), or a folder; its form is recognised and said: {KNOWN_FORMS}. With "
+        "--streaming: a folder of tar shards or a Hub id to train on."
     )
     train_file: str | None = argument(
-        "CSV, JSONL or Parquet of pictures and captions to train on. With --streaming: tar shards, as a glob, a URL or "
-        "'shards/{00000..00009}.tar'; --dataset_name may then name a corpus to evaluate on."
+        "CSV, TSV, JSON, JSONL or Parquet of pictures and captions to train on. With --streaming: tar shards, as a glob, a URL "
+        "or 'shards/{00000..00009}.tar'; --dataset_name may then name a corpus to evaluate on."
     )
     eval_gallery: Literal["all", "held_out"] = argument(
         "With held_out_images: whether eval_hits@1 and the others are of all pictures or of the held-out ones alone. The last "
@@ -113,8 +151,3 @@ class DataArguments(CorpusArguments):
         "from. 0: in the order of the shards.",
         1000,
     )
-
-    def __post_init__(self):
-        if self.shuffle_buffer_size < 0:
-            raise ValueError(f"--shuffle_buffer_size {self.shuffle_buffer_size}: give 0 or more")
-        super().__post_init__()

@@ -13,8 +13,16 @@ from datasets import Dataset, DatasetDict
 from imagedex.corpora import shape_scenes
 from imagedex.corpora.arguments import NO_CORPUS, CorpusArguments
 from imagedex.corpora.drawn import draw_part
-from imagedex.corpora.forms import blip, flickr, hub, imagefolder, karpathy, lxmert
-from imagedex.corpora.paths import list_pictures, picture_at, require_folder
+from imagedex.corpora.forms import beside, blip, coco, flickr, hub, imagefolder, karpathy, lxmert, sidecar
+from imagedex.corpora.forms.contents import FOUND, Columns
+from imagedex.corpora.paths import (
+    list_files,
+    list_pictures,
+    picture_at,
+    report_passed_over,
+    report_unused,
+    require_folder,
+)
 from imagedex.corpora.schema import Corpus, FormContents, build_dataset, counted, listed, validate
 from imagedex.corpora.splits import RetrievalSplits, split_corpus
 from imagedex.corpora.verify import check_choice, drop_missing, verify_images
@@ -28,18 +36,9 @@ class Request(NamedTuple):
 
     config_name: str | None = None
     image_dir: str | None = None
-    image_column: str | None = None
-    caption_column: str | None = None
+    columns: Columns = FOUND
     num_proc: int | None = None
     visual_genome_dir: str | None = None
-
-    @property
-    def columns(self) -> dict[str, str | None]:
-        return {
-            "image_dir": self.image_dir,
-            "image_column": self.image_column,
-            "caption_column": self.caption_column,
-        }
 
 
 class Form(NamedTuple):
@@ -54,10 +53,10 @@ class Form(NamedTuple):
 # The first form that finds its file wins, so the particular ones come before the general ones.
 FORMS = (
     Form(
-        "Karpathy's dataset_*.json",
+        "Karpathy's dataset_*.json or dataset.json",
         karpathy.find,
         lambda found, request: karpathy.read(found, config_name=request.config_name, image_dir=request.image_dir),
-        ("dataset_*.json",),
+        karpathy.FILES,
     ),
     Form(
         "LXMERT's mscoco_train.json, mscoco_nominival.json, mscoco_minival.json, vgnococo.json",
@@ -76,21 +75,41 @@ FORMS = (
         tuple(f"{stem}_train.json" for stem in blip.STEMS),
     ),
     Form(
-        "captions.txt (Flickr8k) or results.csv (Flickr30k) with pictures",
+        "COCO's captions_train2017.json, in the folder or in annotations",
+        coco.find,
+        lambda found, request: coco.read(found, config_name=request.config_name, image_dir=request.image_dir),
+        coco.FILES,
+    ),
+    Form(
+        "captions.txt or Flickr8k.token.txt (Flickr8k), results.csv or results_20130124.token (Flickr30k), with pictures",
         flickr.find,
-        lambda found, request: flickr.read(found, **request.columns),
+        lambda found, request: flickr.read(found, image_dir=request.image_dir, columns=request.columns),
         flickr.FILES,
     ),
     Form(
         "an imagefolder with metadata.csv, .jsonl or .parquet",
         imagefolder.find,
-        lambda found, request: imagefolder.read(found, **request.columns),
+        lambda found, request: imagefolder.read(found, image_dir=request.image_dir, columns=request.columns),
+    ),
+    Form(
+        "x.txt or x.caption beside each x.jpg (img2dataset's folders, too)",
+        sidecar.find,
+        lambda found, request: sidecar.read(found, image_dir=request.image_dir),
+    ),
+    Form(
+        "one table of any name beside the pictures",
+        beside.find,
+        lambda found, request: beside.read(found, image_dir=request.image_dir, columns=request.columns),
     ),
     Form(
         "a dataset of parquet, arrow, csv or json files with an image and a caption column",
         hub.find,
         lambda found, request: hub.read(
-            found, config_name=request.config_name, num_proc=request.num_proc, **request.columns
+            found,
+            config_name=request.config_name,
+            image_dir=request.image_dir,
+            columns=request.columns,
+            num_proc=request.num_proc,
         ),
     ),
 )
@@ -109,6 +128,7 @@ def load_corpus(
     num_proc: int | None = None,
     seed: int = 0,
     visual_genome_dir: str | None = None,
+    put_aside: str = "",
 ) -> Corpus:
     """Loads a captioned corpus, or a bare folder of pictures, into the schema of :mod:`imagedex.corpora.schema`.
 
@@ -127,18 +147,20 @@ def load_corpus(
         num_proc: processes for preprocessing.
         seed: draws other scenes of ``shape_scenes``; no other corpus uses it.
         visual_genome_dir: for LXMERT's ``vgnococo.json``, the folder of Visual Genome's pictures.
+        put_aside: what says of the split in place of the table itself, for the log; "": a table's own split is kept.
 
     Raises:
         UserError: anything about the corpus that the user can mend.
     """
     check_choice(unreadable_images)
-    request = Request(dataset_config_name, image_dir, image_column, caption_column, num_proc, visual_genome_dir)
+    columns = Columns(image_column, caption_column, put_aside)
+    request = Request(dataset_config_name, image_dir, columns, num_proc, visual_genome_dir)
     if dataset_name and (train_file or validation_file):
         raise UserError("--dataset_name and --train_file/--validation_file: give one or the other")
     if validation_file and not train_file:
         raise UserError("--validation_file needs --train_file")
     if train_file:
-        contents = hub.read_files(train_file, validation_file, **request.columns)
+        contents = hub.read_files(train_file, validation_file, image_dir=image_dir, columns=columns)
     elif dataset_name == "shape_scenes":
         contents = shape_scenes.read(dataset_config_name, folder=image_dir, seed=seed)
     elif dataset_name:
@@ -155,6 +177,7 @@ def read_bare_folder(folder: Path) -> FormContents:
     names = list_pictures(folder)
     if not names:
         raise UserError(f"--image_dir {folder}: there are no pictures in it")
+    report_passed_over(folder, list_files(folder))
     return FormContents(
         "folder of pictures without captions",
         {"train": [picture_at(folder, name, []) for name in names]},
@@ -174,7 +197,13 @@ def _read_named(dataset_name: str, request: Request) -> FormContents:
             f"--dataset_name {dataset_name}: there is no such folder (a Hub dataset is named owner/name; the built-in "
             "corpus is shape_scenes)"
         )
-    return hub.read(dataset_name, config_name=request.config_name, num_proc=request.num_proc, **request.columns)
+    return hub.read(
+        dataset_name,
+        config_name=request.config_name,
+        image_dir=request.image_dir,
+        columns=request.columns,
+        num_proc=request.num_proc,
+    )
 
 
 def _read_folder(folder: Path, request: Request) -> FormContents:
@@ -218,8 +247,20 @@ def _finish(contents: FormContents, unreadable_images: str, num_proc: int | None
         rows, unreadable = verify_images(rows, unreadable_images=unreadable_images, num_proc=num_proc, split=split)
         left_out += unreadable
         splits[split] = validate(rows, split)
+    if contents.captioned:
+        _report_unused(contents)
     logger.info("Corpus recognised as %s: %s", contents.form, "; ".join(sizes(splits, contents.captioned)))
     return Corpus(contents.form, DatasetDict(splits), left_out)
+
+
+def _report_unused(contents: FormContents) -> None:
+    """Says which pictures lie beside those that are named; only where pictures are files."""
+    used: dict[str, list[str]] = {}
+    for rows in contents.splits.values():
+        for picture in [] if isinstance(rows, Dataset) else rows:
+            used.setdefault(picture.path.removesuffix(picture.image_id), []).append(picture.image_id)
+    for root, image_ids in used.items():
+        report_unused(root, image_ids, list_files(root))
 
 
 def sizes(splits: dict[str, Dataset], captioned: bool) -> list[str]:
@@ -244,7 +285,14 @@ def load_splits(data: CorpusArguments) -> RetrievalSplits:
         caption_column=data.caption_column,
         unreadable_images=data.unreadable_images,
         num_proc=data.preprocessing_num_workers,
+        put_aside=data.typed_hold_out(),
     )
+    if (data.dataset_name or data.train_file) and not any(map(len, corpus.splits["train"]["captions"])):
+        raise UserError(
+            f"{data.dataset_name or data.train_file}: no picture of the train split has a caption, all are empty; pictures "
+            "alone are given with --image_dir"
+        )
+    data.leave_split_to([name for name in corpus.splits if name != "train"])
     if data.max_images is not None or data.captions_per_image is not None:
         part = draw_part(corpus.splits["train"], data.max_images, data.captions_per_image, data.draw_seed)
         corpus.splits["train"] = part

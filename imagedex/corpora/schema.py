@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
+from imagedex.corpora.cached import cached_rows
 from imagedex.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,9 @@ FEATURES = Features(
     }
 )
 COLUMNS = tuple(FEATURES)
+LONGEST_CAPTION = (
+    20_000  # characters; what is longer is a file misread or damaged, and would cost minutes and gigabytes
+)
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,14 @@ class Corpus:
 
 def listed(names: Sequence[str], limit: int = 10) -> str:
     """``a, b, c and 5 more``: the first ``limit`` names and how many follow, for messages of one line."""
-    shown = ", ".join(str(name) for name in names[:limit])
+    shown = ", ".join(cut(str(name)) for name in names[:limit])
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
+
+
+def cut(text: str, length: int = 300) -> str:
+    """The beginning of what a user wrote, for a message: printable, and not longer than a line or two."""
+    text = text if len(text) <= length else f"{text[:length]}..."
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def counted(number: int, noun: str) -> str:
@@ -73,10 +83,26 @@ def counted(number: int, noun: str) -> str:
 
 
 def clean_captions(captions: Iterable[str | None]) -> tuple[list[str], int]:
-    """Strips each caption; returns those with text, in order, and how many were empty."""
-    captions = [(caption or "").strip() for caption in captions]
+    """Strips each caption; returns those with text, in order, and how many were empty. Raises `UserError`: no caption at all."""
+    captions = [(caption or "").strip() for caption in captions if _is_caption(caption)]
     kept = [caption for caption in captions if caption]
     return kept, len(captions) - len(kept)
+
+
+def _is_caption(caption: object) -> bool:
+    """True, or `UserError`: what a file has written there is no text, or is no sentence any more."""
+    if caption is None:
+        return True
+    if not isinstance(caption, str):
+        raise UserError(f"a caption is no text but {cut(repr(caption), 80)}; write it in quotation marks")
+    if len(caption) > LONGEST_CAPTION:
+        raise UserError(
+            f"a caption has {len(caption):,} characters, {LONGEST_CAPTION:,} is the most: {cut(caption, 60)}; is it a "
+            "caption, and does it end where it should?"
+        )
+    if not caption.isascii() and cut(caption, LONGEST_CAPTION) != caption:
+        raise UserError(f"a caption holds half of a character (a lone surrogate): {cut(caption, 60)}")
+    return True
 
 
 def report_empty(empty: int, bare: Sequence[str], split: str) -> None:
@@ -127,12 +153,15 @@ def build_dataset(pictures: Sequence[Picture], split: str, captioned: bool = Tru
     if not pictures:
         raise UserError(f"the {split} split holds no picture")
     check_unique([picture.image_id for picture in pictures], split)
-    rows, empty, bare = [], 0, []
+    rows, empty, bare, repeated = [], 0, [], 0
     for picture in pictures:
         captions, dropped = clean_captions(picture.captions)
         empty += dropped
+        repeated += len(captions) - len(set(captions))
         if not captions:
             bare.append(picture.image_id)
+        if cut(picture.source_id) != picture.source_id:
+            raise UserError(f"the id of a picture is no id: {cut(picture.source_id, 80)}")
         rows.append(
             {
                 "image_id": picture.image_id,
@@ -142,13 +171,13 @@ def build_dataset(pictures: Sequence[Picture], split: str, captioned: bool = Tru
             }
         )
     report_empty(empty, bare if captioned else [], split)
+    if repeated:
+        logger.info("%s split: %s given twice to the same picture, kept", split, counted(repeated, "caption"))
     # A fingerprint of our own: datasets would pickle the records to make one, which takes seconds for COCO.
     digest = hashlib.blake2b(repr(FEATURES).encode(), digest_size=16)
     for row in rows:
         digest.update(repr(list(row.values())).encode())
-    return Dataset.from_generator(
-        _yield_rows, features=FEATURES, gen_kwargs={"rows": rows}, fingerprint=f"pictures-{digest.hexdigest()}"
-    )
+    return cached_rows(_yield_rows, FEATURES, {"rows": rows}, f"pictures-{digest.hexdigest()}")
 
 
 def _yield_rows(rows: list[dict]) -> Iterator[dict]:

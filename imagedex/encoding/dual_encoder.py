@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
 
+from imagedex.bounds import check_pixels
 from imagedex.checkpoints import (
-    FAILURES,
     MODEL_FLAG,
+    check_tokenizer,
     dtype_on,
-    is_empty_tokenizer,
+    loading,
     read_model_type,
     require_whole,
     source_of,
-    why_not,
 )
 from imagedex.errors import UserError
 from imagedex.modeling.caption_bank import CaptionBank
@@ -59,7 +59,7 @@ def load_dual_encoder(
     """
     model_type = read_model_type(name_or_path, flag)
     source, dtype = source_of(name_or_path), dtype_on(device)
-    try:
+    with loading(f"--{flag} {name_or_path}"):
         if model_type == "xmatching":
             model, report = XMatchingModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
             processor = RetrievalProcessor.from_pretrained(source)
@@ -68,16 +68,12 @@ def load_dual_encoder(
             model, report = AutoModel.from_pretrained(source, dtype=dtype, **options)
             _require_dual_encoder(model, name_or_path, model_type, flag)
             processor = _load_processor(source, trust_remote_code)
-    except FAILURES as error:
-        raise UserError(f"cannot load --{flag} {name_or_path}: {why_not(error)}") from error
     require_whole(report, model_type, f"--{flag} {name_or_path}")
     tokenizer, image_processor = getattr(processor, "tokenizer", None), getattr(processor, "image_processor", None)
-    for missing, is_missing in (
-        ("tokenizer", is_empty_tokenizer(tokenizer)),
-        ("image processor", image_processor is None),
-    ):
-        if is_missing:
-            raise UserError(f"--{flag} {name_or_path} brings no {missing}; save the model's processor beside it")
+    check_tokenizer(tokenizer, f"--{flag} {name_or_path}")
+    if image_processor is None:
+        raise UserError(f"--{flag} {name_or_path} brings no image processor; save the model's processor beside it")
+    check_pixels(image_processor, f"--{flag} {name_or_path}")
     if isinstance(processor, RetrievalProcessor):
         tokenizer = processor
     text_kwargs = dict(getattr(processor, "text_kwargs", None) or {})
@@ -105,7 +101,7 @@ def _load_processor(source: str, trust_remote_code: bool):
     processor = None
     try:
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except FAILURES as error:
+    except Exception as error:  # there is none, or it is broken in any way
         logger.debug("no processor in %s: %s", source, error)
     if hasattr(processor, "tokenizer") and hasattr(processor, "image_processor"):
         return processor

@@ -7,10 +7,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from imagedex.encoding.store import ROWS_PER_SHARD, Store, picture_keys, weights_fingerprint
+from imagedex.encoding.store import (
+    BROKEN,
+    RECORD,
+    ROWS_PER_SHARD,
+    Store,
+    picture_keys,
+    read_checked,
+    weights_fingerprint,
+    with_checksum,
+)
 from imagedex.encoding.vectors import image_vector_batches
 from imagedex.errors import UserError
-from imagedex.files import write_atomically
+from imagedex.files import write_atomically, writing_to
 from imagedex.modeling.caption_bank import CaptionBank
 
 logger = logging.getLogger(__name__)
@@ -66,7 +75,8 @@ def encode_gallery(
 
     store.fill(keys, encode, batch_size, rows_per_shard=rows_per_shard)
     record = {"image_ids": list(dataset["image_id"]), "keys": [key.tobytes().hex() for key in keys]}
-    write_atomically(store.folder / GALLERY, json.dumps(record, ensure_ascii=False, indent=0))
+    with writing_to(store.folder):
+        write_atomically(store.folder / GALLERY, json.dumps(with_checksum(record), ensure_ascii=False, indent=0))
     return _vectors(store, keys)
 
 
@@ -81,11 +91,13 @@ def read_vectors(index_dir: str | Path) -> tuple[list[str], torch.Tensor, torch.
     index. Raises `UserError`."""
     folder = Path(index_dir)
     try:
-        record = json.loads((folder / GALLERY).read_text(encoding="utf-8"))
-        store = Store(folder, json.loads((folder / "store.json").read_text(encoding="utf-8"))["maker"], "index")
+        record = read_checked(folder / GALLERY)
+        store = Store(folder, read_checked(folder / RECORD)["maker"], "index")
         keys = np.frombuffer(bytes.fromhex("".join(record["keys"])), np.uint8).reshape(-1, 16)
         return record["image_ids"], *_vectors(store, keys)
     except FileNotFoundError:
         raise UserError(f"{folder} holds no finished index: {GALLERY} is missing") from None
-    except (KeyError, ValueError) as error:
-        raise UserError(f"the index {folder} is damaged: {error}") from error
+    except BROKEN as error:
+        raise UserError(
+            f"the index {folder} is damaged ({error}); the search that made it makes it whole again"
+        ) from error

@@ -4,8 +4,9 @@ folder/
   store.json                       the format, and what made the rows (fingerprints of weights and preprocessing)
   shard-<16 digits>.safetensors    "keys" (rows, 16) uint8, and the fields, for example "vectors" (rows, D) float32
 
-A shard is written aside and renamed, so a killed run loses at most the shards it was writing. Its name comes from its keys,
-and its metadata hold the maker's fingerprint and a checksum: a shard that is damaged or of another maker is made anew.
+A shard is written aside and renamed, so a killed run loses at most the shards it was writing, and two runs may fill one folder:
+both write the same. Its name comes from its keys, and its metadata hold the maker's fingerprint and a checksum: a shard that is
+damaged or of another maker is made anew, and so is what somebody deletes meanwhile.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +24,7 @@ import safetensors.numpy
 import torch
 
 from imagedex.errors import UserError
-from imagedex.files import write_atomically
+from imagedex.files import CannotWrite, write_atomically, writing_to
 
 logger = logging.getLogger(__name__)
 
@@ -31,23 +33,29 @@ FORMAT = 2
 KEY_BYTES = 16
 ROWS_PER_SHARD = 2048
 _ORIGIN = {"_name_or_path", "_commit_hash", "transformers_version", "architectures", "auto_map", "dtype", "torch_dtype"}
+_ATTEMPTS = 3  # at making the rows of a folder that somebody deletes
+BROKEN = (ValueError, KeyError, TypeError, AttributeError)  # what reading a damaged file raises
 _TYPES = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "U8": np.uint8}
 
 
 @dataclass
 class Shard:
-    """One file: keys (rows, 16) uint8 and the fields (rows, ...), both mapped, not read. Another process maps it again."""
+    """One file: keys (rows, 16) uint8 and the fields (rows, ...), both mapped, not read. Another process maps it again.
+    Without a path: rows that are in memory alone."""
 
-    path: Path
+    path: Path | None
     keys: np.ndarray
     fields: dict[str, np.ndarray]
 
     def __getstate__(self):
-        return self.path
+        return self.path or (self.keys, self.fields)
 
-    def __setstate__(self, path: Path):
-        _, fields = mapped(path)
-        self.path, self.keys, self.fields = path, fields.pop("keys"), fields
+    def __setstate__(self, state: Path | tuple):
+        if isinstance(state, Path):
+            _, fields = mapped(state)
+            self.path, self.keys, self.fields = state, fields.pop("keys"), fields
+        else:
+            self.path, (self.keys, self.fields) = None, state
 
 
 class Store:
@@ -57,14 +65,17 @@ class Store:
         folder: made at the first write.
         maker: fingerprints of what made the rows. A folder of another maker is refused.
         what: in messages, what the folder is ("index").
+        in_memory: where the folder cannot be written, at most so many bytes of rows are held for this run instead.
 
     Raises:
         UserError: a folder of another maker or format, or one that cannot be read.
     """
 
-    def __init__(self, folder: str | Path, maker: dict[str, str], what: str = "store"):
+    def __init__(self, folder: str | Path, maker: dict[str, str], what: str = "store", in_memory: int = 0):
         self.folder, self.maker, self.what = Path(folder), maker, what
         self._known: dict[tuple, Shard] = {}  # path, time and size of files that were found whole
+        self.in_memory, self._held, self._keeps = in_memory, [], True
+        self._record_is_damaged = False
         self._check_record()
         self.reload()
 
@@ -75,14 +86,22 @@ class Store:
                 raise UserError(f"{self.folder} is an index of an older format; delete it or give another folder")
             return
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            found, made = record["format"], record["maker"]
-        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} cannot be read; delete {self.folder} or give another folder") from error
+            record = read_checked(path)
+            found, made = record["format"], dict(record["maker"])
+        except BROKEN:  # each shard knows its maker, too
+            logger.warning("%s is damaged; it is written anew", path)
+            self._record_is_damaged = True
+            return
         other = [name for name in self.maker if found == FORMAT and made.get(name) != self.maker[name]]
         if found != FORMAT or other:
             kind = f"{other[0]} (other weights or another preprocessing)" if other else "format"
             raise UserError(f"{self.folder} is the {self.what} of another {kind}; delete it or give another folder")
+
+    def _write_record(self) -> None:
+        record = with_checksum({"format": FORMAT, "maker": self.maker})
+        with writing_to(self.folder):
+            write_atomically(self.folder / RECORD, json.dumps(record, indent=2) + "\n")
+        self._record_is_damaged = False
 
     @property
     def fingerprint(self) -> str:
@@ -91,7 +110,7 @@ class Store:
     def reload(self) -> None:
         """Looks at the folder again, for what other processes have written since."""
         paths = sorted(self.folder.glob("shard-*.safetensors")) if self.folder.is_dir() else []
-        self.shards = [shard for path in paths if (shard := self._open(path)) is not None]
+        self.shards = [shard for path in paths if (shard := self._open(path)) is not None] + self._held
         keys = [as_scalars(shard.keys) for shard in self.shards]
         keys = np.concatenate(keys) if keys else np.empty(0, f"V{KEY_BYTES}")
         sizes = [len(shard.keys) for shard in self.shards]
@@ -102,22 +121,24 @@ class Store:
 
     def _open(self, path: Path) -> Shard | None:
         """None, and a line in the log, for a file that is damaged or of another maker."""
-        stat = path.stat()
-        known = path, stat.st_mtime_ns, stat.st_size
-        if known in self._known:
-            return self._known[known]
         try:
+            stat = path.stat()
+            known = path, stat.st_mtime_ns, stat.st_size
+            if known in self._known:
+                return self._known[known]
             metadata, fields = mapped(path)
-            whole = metadata["checksum"] == checksum(fields)
-        except (ValueError, KeyError) as error:
+            maker, whole = metadata["maker"], metadata["checksum"] == checksum(fields)
+        except BROKEN as error:
             logger.debug("%s: %s", path, error)
-            metadata, whole = {}, False
+            whole = False
+        except FileNotFoundError:  # deleted since the folder was listed
+            return None
         except (OSError, RuntimeError) as error:
             raise UserError(f"{path} cannot be read: {error}") from error
         if not whole:
             logger.warning("%s is damaged; its rows are made anew", path)
             return None
-        if metadata["maker"] != self.fingerprint:
+        if maker != self.fingerprint:
             logger.warning("%s is of another %s; its rows are made anew", path, self.what)
             return None
         self._known[known] = Shard(path, fields.pop("keys"), fields)
@@ -148,17 +169,43 @@ class Store:
         return StoredRows(self.shards, self._shard_of[found], self._place_of[found])
 
     def write(self, keys: np.ndarray, **fields: np.ndarray) -> Path:
-        """A new shard's file, whole or not at all. Args: keys (rows, 16) uint8; fields (rows, ...). `reload` finds it."""
+        """A new shard's file, whole or not at all. Args: keys (rows, 16) uint8; fields (rows, ...). `reload` finds it. Raises
+        `CannotWrite`."""
         if not (self.folder / RECORD).exists():
-            record = {"format": FORMAT, "maker": self.maker}
-            write_atomically(self.folder / RECORD, json.dumps(record, indent=2) + "\n")
+            self._write_record()
         arrays = {name: np.ascontiguousarray(value) for name, value in {"keys": keys, **fields}.items()}
         # one entry: safetensors writes several in any order, and the same rows are to be the same bytes
         metadata = {"shard": json.dumps({"maker": self.fingerprint, "checksum": checksum(arrays)})}
         name = hashlib.blake2b(arrays["keys"].tobytes(), digest_size=8).hexdigest()
         path = self.folder / f"shard-{name}.safetensors"
-        write_atomically(path, safetensors.numpy.save(arrays, metadata))
+        with writing_to(self.folder):
+            write_atomically(path, safetensors.numpy.save(arrays, metadata))
         return path
+
+    def hold(self, why: object) -> None:
+        """From here on nothing is written: rows are held in memory. Raises `UserError` where that is not allowed."""
+        if not self.in_memory:
+            raise UserError(str(why))
+        self._keeps = False
+        logger.warning("%s: what it lacks is kept in memory, for this run alone", why)
+
+    def _keep(self, keys: np.ndarray, fields: dict[str, np.ndarray]) -> None:
+        """On disk, or else in memory."""
+        if self._keeps:
+            try:
+                self.write(keys, **fields)
+                return
+            except CannotWrite as error:
+                if not self.in_memory:
+                    raise
+                self.hold(error)
+        self._held.append(Shard(None, keys, fields))
+        size = sum(field.nbytes for shard in self._held for field in shard.fields.values())
+        if size > self.in_memory:
+            raise UserError(
+                f"{self.folder} cannot be written, and what it lacks takes more than {self.in_memory / 1e6:,.0f} MB of memory; "
+                "name another folder"
+            )
 
     def fill(
         self,
@@ -176,17 +223,31 @@ class Store:
         Args:
             encode: batches of rows -> the fields of each batch, one batch after the other.
             share: this process's number, and how many processes share the work.
+
+        Raises:
+            UserError: the folder cannot be written, or loses what is written there.
         """
+        if self._record_is_damaged:
+            with suppress(CannotWrite):
+                self._write_record()
+        for _ in range(_ATTEMPTS):
+            self._fill(keys, encode, batch_size, share, rows_per_shard)
+            self.reload()
+            if share[1] > 1 or not len(self.missing(keys)):  # others may be at work on their shares
+                return
+            logger.warning("%s has lost rows while others were made (deleted?); they are made anew", self.folder)
+        raise UserError(f"{self.folder} loses what is written there: something deletes it; give another folder")
+
+    def _fill(self, keys, encode, batch_size: int, share: tuple[int, int], rows_per_shard: int) -> None:
         shards = np.split(rows := self.missing(keys), np.flatnonzero(np.diff(rows // rows_per_shard)) + 1)
         shards = [shard for shard in shards if len(shard)][share[0] :: share[1]]
         batches = [shard[at : at + batch_size] for shard in shards for at in range(0, len(shard), batch_size)]
         made = iter(encode([batch.tolist() for batch in batches]))
         for shard in shards:
             parts = [next(made) for _ in range(0, len(shard), batch_size)]
-            self.write(keys[shard], **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+            self._keep(keys[shard], {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
         for _ in made:  # lets what encodes end in its own time
             pass
-        self.reload()
 
 
 @dataclass
@@ -252,14 +313,37 @@ def checksum(arrays: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+def with_checksum(record: dict) -> dict:
+    """A record of JSON values, and the checksum of it."""
+    content = json.dumps(record, sort_keys=True).encode()
+    return record | {"checksum": hashlib.blake2b(content, digest_size=16).hexdigest()}
+
+
+def read_checked(path: Path) -> dict:
+    """A record that was written `with_checksum`; older ones have none. Raises a `ValueError` for a damaged one, `OSError` for
+    none."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found = record.pop("checksum", None)
+    except BROKEN as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from error
+    if found not in (None, with_checksum(record)["checksum"]):
+        raise ValueError(f"{path.name} has another checksum than its content")
+    return record
+
+
 def check_room(folder: Path, size: int) -> None:
-    """Raises `UserError` when the disk of `folder`, which may not exist yet, has fewer than `size` bytes left."""
+    """Raises `CannotWrite` when the disk of `folder`, which may not exist yet, has fewer than `size` bytes left."""
     existing = folder
     while not existing.exists():
         existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"{existing} is a file; give a folder")
     free = shutil.disk_usage(existing).free
     if free < size:
-        raise UserError(f"{folder} needs {size / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} MB left; name another")
+        raise CannotWrite(
+            f"{folder} needs {size / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} MB left; name another"
+        )
 
 
 def weights_fingerprint(model: torch.nn.Module, *settings: object) -> str:

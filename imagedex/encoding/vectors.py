@@ -6,7 +6,7 @@ precision, so that dot products are cosines.
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -159,6 +159,17 @@ def unit_vectors(output) -> torch.Tensor:
     return torch.nn.functional.normalize(embeds, dim=-1).cpu()
 
 
+def count_unknown(tokenizer, texts: Iterable[Sequence[int]]) -> int:
+    """How many of these texts, given as tokens, have a word or a sign that the tokenizer does not know."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown in (None, tokenizer.eos_token_id, tokenizer.pad_token_id):  # CLIP's is the end of each text, too
+        return 0
+    return sum(unknown in tokens for tokens in texts)
+
+
+UNKNOWN = "%d of %d texts have words or signs that the tokenizer does not know"
+
+
 def text_length_limit(model, tokenizer) -> int | None:
     """The longest sentence in tokens: the smaller of what the tokenizer says and of the text tower's positions."""
     config = getattr(model, "config", None)
@@ -177,10 +188,10 @@ def encoding_on(model: torch.nn.Module, device=None) -> Iterator[torch.device]:
         yield next(model.parameters()).device
 
 
-def progress_bar(total: int, unit: str, shown: bool, doing: str = "encoding"):
+def progress_bar(total: int, unit: str, shown: bool, doing: str = "encoding", done: int = 0):
     """A bar; where nobody watches, in a file, it is written every half minute and at its end alone."""
     pace = 0.1 if sys.stderr.isatty() else 30
-    options = {"disable": not shown, "dynamic_ncols": True, "mininterval": pace}
+    options = {"disable": not shown, "dynamic_ncols": True, "mininterval": pace, "initial": done}
     return tqdm(total=total, unit=f" {unit}", desc=f"{doing} {unit}", **options)
 
 

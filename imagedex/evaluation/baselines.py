@@ -6,7 +6,6 @@ Neither sees a pixel. `baseline_rows` gives both rows for a set of queries, to b
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,20 +14,14 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from imagedex.checkpoints import is_empty_tokenizer
+from imagedex.checkpoints import is_empty_tokenizer, loading
 from imagedex.encoding.dual_encoder import DualEncoder
 from imagedex.encoding.vectors import encode_images, encode_texts
 from imagedex.errors import UserError
 from imagedex.evaluation.exact import BLOCK_SCORES, metrics_by_gallery, similarity
 from imagedex.evaluation.intervals import intervals
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_scores, summarize_ranks
-
-_WORD = re.compile(r"\w+")
-
-
-def words(text: str) -> list[str]:
-    """Lower-case runs of word characters (letters, digits, underscore, in any script). No stemming, no stop words."""
-    return _WORD.findall(text.lower())
+from imagedex.words import words
 
 
 class BM25:
@@ -91,12 +84,9 @@ class TextEncoder:
     """
 
     def __init__(self, name_or_path: str | Path):
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-            self.model = AutoModel.from_pretrained(name_or_path)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"cannot load a text encoder from {name_or_path}: {reason}") from error
+        with loading(f"a text encoder from {name_or_path}"):
+            self.tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+            self.model = AutoModel.from_pretrained(name_or_path, trust_remote_code=False)
         if is_empty_tokenizer(self.tokenizer):
             raise UserError(f"{name_or_path} brings no tokenizer; save it beside the model")
         kind = self.model.config.model_type

@@ -92,18 +92,28 @@ def top_k(
 def ranks_by_blocks(
     queries: torch.Tensor, gallery: torch.Tensor, target_rows, block_scores: int = BLOCK_SCORES
 ) -> np.ndarray:
-    """Rank of each query's right gallery row among the whole gallery, ties counted against it.
+    """Rank of each query's right gallery row, the best of several, among the whole gallery, ties counted against it.
 
     Args:
         queries: (Q, D) unit vectors, float32.
         gallery: (N, D) unit vectors, float32.
-        target_rows: (Q,) integers, the right row of each query.
+        target_rows: (Q,) integers, the right row of each query; or Q lists of them.
 
     Returns:
         (Q,) int64, what `rank_from_scores` gives on the full (Q, N) matrix.
     """
-    targets = np.asarray(target_rows, dtype=np.int64)
-    return _ranks(queries, gallery, lambda rows: targets[rows], block_scores)
+    if all(np.ndim(own) == 0 or len(own) == 1 for own in target_rows):
+        targets = np.array(target_rows, dtype=np.int64).reshape(-1)
+        return _ranks(queries, gallery, lambda rows: targets[rows], block_scores)
+
+    def right(rows: slice) -> np.ndarray:
+        own = target_rows[rows]
+        marks = np.zeros((len(own), len(gallery)), dtype=bool)
+        for mark, columns in zip(marks, own, strict=True):
+            mark[np.asarray(columns)] = True
+        return marks
+
+    return _ranks(queries, gallery, right, block_scores)
 
 
 def image_to_text_ranks(

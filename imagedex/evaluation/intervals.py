@@ -25,9 +25,20 @@ def intervals(*folds: tuple[Sequence[float], Sequence], ks: Sequence[int] = (1, 
         `hits@k_low`, `hits@k_high` for each k, `mrr_low`, `mrr_high`; nothing where a fold asks for one picture alone.
         Where every query fares alike both ends are the figure itself, however few queries there are.
     """
+    return intervals_of_sums(
+        *(_by_picture(np.asarray(ranks, dtype=np.float64), pictures, ks) for ranks, pictures in folds),
+        ks=ks,
+        draws=draws,
+    )
+
+
+def intervals_of_sums(
+    *folds: tuple[np.ndarray, np.ndarray], ks: Sequence[int] = (1, 5, 10), draws: int = DRAWS
+) -> dict:
+    """As `intervals`. Args: folds, (P, figures) sums over each picture's queries of what they add to Hits@k, for each k, and to
+    MRR; and (P,) how many queries it has."""
     rng, drawn = np.random.default_rng(0), []
-    for ranks, pictures in folds:
-        sums, counts = _by_picture(np.asarray(ranks, dtype=np.float64), pictures, ks)
+    for sums, counts in folds:
         if len(counts) < 2:
             return {}
         drawn.append(_resampled(sums, counts, draws, rng))
@@ -49,7 +60,7 @@ def without_intervals(figures: Mapping) -> dict:
 
 
 def _by_picture(ranks: np.ndarray, pictures: Sequence, ks: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(P, figures) sums over each picture's queries of what they add to Hits@k and MRR; (P,) how many queries it has."""
+    """What `intervals_of_sums` takes of a fold."""
     _, owner = np.unique(np.asarray(pictures), return_inverse=True)
     added = np.stack([*(ranks <= k for k in ks), 1 / ranks], axis=1).astype(np.float64)  # (Q, figures)
     counts = np.bincount(owner).astype(np.float64)

@@ -1,9 +1,9 @@
 """Rankings and the files they are kept in: JSON lines, Parquet, or Maria's tab-separated lines of file names."""
 
-import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,10 @@ import pyarrow
 import pyarrow.parquet
 
 from imagedex.errors import UserError
-from imagedex.files import write_atomically
+from imagedex.files import whole_file, write_atomically
 
 FORMATS = ("jsonl", "parquet", "tsv")
+ROW_GROUP = 16_384  # rows of a .parquet that are written at once
 
 
 @dataclass
@@ -26,15 +27,15 @@ class Ranking:
         scores: as many, descending (cosines for vectors, less a picture's bias where it has one; log-probabilities for
             identifiers).
         cosines: as many, where scores are not the cosines themselves.
-        target: the right picture's image_id, where it is known.
-        rank: where the target stands in the whole gallery, ties counted against it; `math.inf` when it was not found.
+        targets: the right pictures' image_ids, where they are known.
+        rank: where the best of them stands in the whole gallery, ties counted against it; `math.inf` when none was found.
         cosine_rank: where it would stand by cosines, where scores are not the cosines.
     """
 
     query: str
     images: list[str]
     scores: list[float]
-    target: str | None = None
+    targets: list[str] | None = None
     rank: float | None = None
     cosines: list[float] | None = None
     cosine_rank: float | None = None
@@ -62,22 +63,36 @@ def write_rankings(rankings: Sequence[Ranking], path: str | Path) -> Path:
     """
     path = Path(path)
     output_format = _format_of(path)
+    if output_format == "parquet":
+        write_parquet((row_of(ranking) for ranking in rankings), path)
+    else:
+        write_atomically(path, lines_of(rankings, output_format))
+    return path
+
+
+def lines_of(rankings: Sequence[Ranking], output_format: str) -> bytes:
+    """The lines of these rankings in a .jsonl or .tsv."""
     if output_format == "tsv":
         check_names([name for ranking in rankings for name in ranking.images], "tsv")
-        content = "".join("\t".join(ranking.images) + "\n" for ranking in rankings)
-    elif output_format == "jsonl":
-        content = "".join(json.dumps(_row(ranking), ensure_ascii=False) + "\n" for ranking in rankings)
+        lines = ["\t".join(ranking.images) for ranking in rankings]
     else:
-        strings, floats = pyarrow.list_(pyarrow.string()), pyarrow.list_(pyarrow.float64())
-        columns = [("query", pyarrow.string()), ("images", strings), ("scores", floats)]
-        if any(ranking.cosines is not None for ranking in rankings):
-            columns.append(("cosines", floats))
-        schema = pyarrow.schema(columns)
-        buffer = io.BytesIO()
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([_row(r) for r in rankings], schema), buffer)
-        content = buffer.getvalue()
-    write_atomically(path, content)
-    return path
+        lines = [json.dumps(row_of(ranking), ensure_ascii=False) for ranking in rankings]
+    return "".join(line + "\n" for line in lines).encode("utf-8")
+
+
+def write_parquet(rows: Iterable[dict], path: Path) -> None:
+    """Rows of `row_of`, all with the same fields, in groups: never more than one of them is in memory."""
+    strings, floats = pyarrow.list_(pyarrow.string()), pyarrow.list_(pyarrow.float64())
+    columns = [("query", pyarrow.string()), ("images", strings), ("scores", floats)]
+    rows = iter(rows)
+    group = list(islice(rows, ROW_GROUP))
+    if any("cosines" in row for row in group):
+        columns.append(("cosines", floats))
+    schema = pyarrow.schema(columns)
+    with whole_file(path) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        writer.write_table(pyarrow.Table.from_pylist(group, schema))
+        while group := list(islice(rows, ROW_GROUP)):
+            writer.write_table(pyarrow.Table.from_pylist(group, schema))
 
 
 def read_rankings(path: str | Path) -> list[Ranking]:
@@ -97,7 +112,8 @@ def short_float(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _row(ranking: Ranking) -> dict:
+def row_of(ranking: Ranking) -> dict:
+    """What is kept of a ranking."""
     row = {"query": ranking.query, "images": ranking.images, "scores": ranking.scores}
     return row if ranking.cosines is None else row | {"cosines": ranking.cosines}
 

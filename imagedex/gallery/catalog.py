@@ -1,11 +1,8 @@
 """What is in a gallery: a table, one row a picture, in one file that is replaced as a whole. Its renaming is the one moment in
 which a change happens; vectors are written before it, and what it does not name is not there."""
 
-import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,7 +14,6 @@ from imagedex.errors import UserError
 from imagedex.files import write_atomically
 
 FILE = "catalog.parquet"
-LOCK = ".lock"
 FORMAT = 1
 
 SCHEMA = pa.schema(
@@ -97,20 +93,6 @@ def write(folder: Path, header: Header, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({"imagedex": json.dumps(asdict(header))}), sink, compression="zstd")
     write_atomically(folder / FILE, sink.getvalue().to_pybytes())
-
-
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Within it no other process changes the gallery. The kernel takes the lock back when a process dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is changing the gallery {folder}; try again when it has ended") from None
-        except OSError:  # a file system without locks
-            pass
-        yield
 
 
 def empty() -> pa.Table:

@@ -24,7 +24,7 @@ from PIL import Image
 from imagedex.encoding.store import ROWS_PER_SHARD, Store
 from imagedex.encoding.vectors import encode_texts, image_vector_batches
 from imagedex.errors import UserError
-from imagedex.files import whole_file
+from imagedex.files import alone_in, whole_file
 from imagedex.gallery import catalog, compaction, exact, filters, scanning
 from imagedex.gallery.model import DEFAULT_MODEL, GalleryModel
 from imagedex.gallery.pictures import PlacedPictures, open_picture
@@ -129,7 +129,8 @@ class Gallery:
 
         Returns: what changed. A second call on the same sources changes nothing.
         """
-        with catalog.writing(self.folder):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with alone_in(self.folder, "gallery"):
             self._reread()
             return self._update(
                 [scanning.check_source(source) for source in sources], batch_size, num_workers, threads, progress
@@ -137,7 +138,8 @@ class Gallery:
 
     def remove(self, image_ids: Sequence[str] = (), where: str | None = None) -> list[str]:
         """Takes pictures out: those named, and those for which the filter holds. They come back if `add` finds them again."""
-        with catalog.writing(self.folder):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with alone_in(self.folder, "gallery"):
             self._reread()
             gone = np.isin(np.asarray(self.table["image_id"].to_pylist(), object), list(image_ids))
             unknown = set(image_ids) - set(self.table["image_id"].to_pylist())
@@ -235,10 +237,10 @@ class Gallery:
         """Writes the catalog with each picture's vector (a list of float32) as one Parquet file; how many pictures it holds."""
         table, rows, _, _ = self._searchable()
         path = Path(path).expanduser()
-        with whole_file(path) as temporary:
+        with whole_file(path) as file:
             size = rows.array("vectors", [0]).shape[1] if len(rows) else 0
             schema = table.schema.append(pa.field("vector", pa.list_(pa.float32(), size)))
-            with pq.ParquetWriter(temporary, schema) as writer:
+            with pq.ParquetWriter(file, schema) as writer:
                 for start in range(0, len(rows), ROWS_PER_SHARD):
                     part = table.slice(start, ROWS_PER_SHARD)
                     flat = rows.array("vectors", slice(start, start + len(part))).astype(np.float32).reshape(-1)

@@ -8,7 +8,7 @@ atomic: a new picture gets a token, whose row is predicted from its vector as th
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,11 +18,12 @@ import torch
 from imagedex.encoding.dual_encoder import DualEncoder, load_dual_encoder
 from imagedex.encoding.vectors import encode_images, encode_texts, picture_batches
 from imagedex.errors import UserError
-from imagedex.evaluation.baselines import mean_caption_vectors, words
+from imagedex.evaluation.baselines import mean_caption_vectors
 from imagedex.identifiers.picture_rows import LEAST_KNOWN, predicted_rows
 from imagedex.identifiers.schemes import VECTOR_SCHEMES, extend_identifiers
 from imagedex.identifiers.vectors import mean_vision_states
 from imagedex.modeling.identifiers import Identifiers
+from imagedex.words import words
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +50,13 @@ class NewPictures:
         vectors_from: folder of the XMatchingModel whose vectors the identifiers were made from; None: not given.
         vectors_of: "images", or "captions": what a new picture's vector is made from.
         gallery: rows of the schema; its `captions` hold only what may be used.
-        asked: the queries; a caption that is one of them is never used.
+        asked: the queries, gone through whenever they are needed; a caption that is one of them is never used.
     """
 
     vectors_from: str | None
     vectors_of: str
     gallery: object
-    asked: Sequence[str] = ()
+    asked: Iterable[str] = ()
     device: str | torch.device = "cpu"
     batch_size: int = 64
     num_workers: int = 0
@@ -190,7 +191,8 @@ class NewPictures:
     def caption_vectors(self, encoder: DualEncoder, image_ids: Sequence[str]) -> np.ndarray:
         """(M, D): the mean of the vectors of each picture's captions, of length 1. Raises `UserError`."""
         rows = self.rows(image_ids)
-        asked = {tuple(words(query)) for query in self.asked}
+        every = {tuple(words(text)) for own in rows["captions"] for text in own}
+        asked = {own for query in self.asked if (own := tuple(words(query))) in every}  # of a million queries, the few
         captions = [[text for text in own if tuple(words(text)) not in asked] for own in rows["captions"]]
         dropped = sum(map(len, rows["captions"])) - sum(map(len, captions))
         if dropped:

@@ -18,8 +18,8 @@ from imagedex.corpora.provenance import differences
 from imagedex.encoding.dual_encoder import load_dual_encoder
 from imagedex.encoding.vectors import encode_images
 from imagedex.errors import UserError
-from imagedex.evaluation.baselines import words
 from imagedex.files import RUN_RECORD
+from imagedex.words import words
 
 logger = logging.getLogger(__name__)
 

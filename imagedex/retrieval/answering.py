@@ -1,30 +1,35 @@
 """What run_retrieval.py does with opened models: asks each, and writes rankings, figures, one table and one contact sheet."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import math
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import transformers
 
+from imagedex.encoding.vectors import progress_bar
 from imagedex.errors import UserError
-from imagedex.evaluation.intervals import intervals, without_intervals
-from imagedex.evaluation.rankings import Ranking, rankings_path, write_rankings
+from imagedex.evaluation.figures import Figures
+from imagedex.evaluation.intervals import without_intervals
+from imagedex.evaluation.rankings import Ranking
 from imagedex.evaluation.table import cell_with_interval, table
-from imagedex.files import write_atomically
-from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
+from imagedex.files import alone_in, check_output_dir, write_atomically, writing_to
 from imagedex.retrieval import comparison
 from imagedex.retrieval.arguments import GenerativeArguments, RetrievalArguments
-from imagedex.retrieval.contact_sheet import Thumbnails, build_sheet, write_sheet_image
+from imagedex.retrieval.contact_sheet import Thumbnails, build_sheet, shown_places, write_sheet_image
 from imagedex.retrieval.contact_sheet_html import write_sheet_page
 from imagedex.retrieval.opening import Opened
-from imagedex.retrieval.queries import Queries
+from imagedex.retrieval.queries import Queries, QueryFile
 from imagedex.retrieval.retriever import Retriever
+from imagedex.retrieval.unfinished import Unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +53,21 @@ def setup_logging() -> None:
 
 @dataclass
 class Answer:
-    """What a model answered. metrics: None where the right pictures are not known; facts: of its row in the comparison."""
+    """What a model answered.
+
+    Attributes:
+        shown: the rankings that the contact sheet shows.
+        metrics: None where the right pictures are not known.
+        facts: of its row in the comparison.
+        unfinished: to be cleared when everything is written.
+    """
 
     name: str
-    rankings: list[Ranking]
+    shown: list[Ranking]
     metrics: dict[str, float] | None
     facts: dict
     written: list[Path]
+    unfinished: Unfinished
 
 
 def recorded(args: RetrievalArguments, generative: GenerativeArguments) -> dict:
@@ -75,48 +88,98 @@ def check_apart(output_dir: Path, args: RetrievalArguments) -> None:
             raise UserError(f"--output_dir {output_dir} lies inside --{name} {source}; give a folder outside of it")
 
 
-def begin(output_dir: Path, arguments: dict) -> None:
-    try:
-        write_atomically(output_dir / RECORD, json.dumps(arguments, indent=2, sort_keys=True) + "\n")
-    except OSError as error:
-        raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from error
+@contextmanager
+def begun(output_dir: Path, arguments: dict) -> Iterator[None]:
+    """The output folder, with the record of what makes it, for one run alone. Raises `UserError`."""
+    with writing_to(output_dir):
+        output_dir.mkdir(parents=True, exist_ok=True)
+    with alone_in(output_dir):
+        check_output_dir(output_dir, arguments, RECORD)  # again: another run may have begun in the meantime
+        record = json.dumps(arguments, indent=2, sort_keys=True) + "\n"
+        with writing_to(output_dir):
+            write_atomically(output_dir / RECORD, record)
+        yield
+        with writing_to(output_dir):  # also where somebody has deleted the folder while pictures were encoded
+            write_atomically(output_dir / RECORD, record)
+
+
+def search(
+    retriever: Retriever, queries: Queries | QueryFile, args: RetrievalArguments, folder: Path, shown: Sequence[int]
+) -> Unfinished:
+    """Asks a model, block by block, and keeps what it found; a run that was killed goes on after its last whole block."""
+    asked = [
+        retriever.fingerprint(),
+        queries.fingerprint,
+        args.query_column,
+        args.top_k,
+        args.output_format,
+        len(shown),
+    ]
+    fingerprint = hashlib.blake2b(json.dumps(asked).encode(), digest_size=16).hexdigest()
+    found = Unfinished(folder, args.output_format, fingerprint, set(shown))
+    with progress_bar(len(queries), "queries", True, "answering", found.done) as bar:
+        for block in queries.blocks(retriever.queries_at_once, found.done):
+            started = time.perf_counter()
+            rankings = retriever.search(block.sentences, args.top_k, block.targets)
+            found.append(rankings, time.perf_counter() - started)
+            bar.update(len(block))
+    for remark in retriever.remarks():
+        logger.warning("%s", remark)
+    return found
 
 
 def answer(
-    opened: Opened, queries: Queries, args: RetrievalArguments, folder: Path, alone: bool, trained: int | None = None
+    opened: Opened,
+    queries: Queries | QueryFile,
+    args: RetrievalArguments,
+    folder: Path,
+    alone: bool,
+    trained: int | None = None,
 ) -> Answer:
     """Asks one model, and writes its rankings and figures into its folder.
 
     Args: trained, on how many of the queries the model may have been trained; None where nobody knows.
     """
     retriever = opened.start()
-    started = time.perf_counter()
-    rankings = retriever.search(queries.sentences, args.top_k, queries.targets)
-    facts = opened.facts | {"ms_per_query": 1000 * (time.perf_counter() - started) / len(rankings)}
+    places = shown_places(len(queries), args.contact_sheet_queries) if args.contact_sheet_queries else []
+    found = search(retriever, queries, args, folder, places)
+    facts = opened.facts | {"ms_per_query": 1000 * found.seconds / len(queries)}
     if not alone:
         facts |= {"bytes": sum(comparison.size_on_disk(*kept) for kept in opened.kept)}
-    written = [write_rankings(rankings, rankings_path(folder, args.output_format))]
-    metrics, metrics_path = None, folder / "metrics.json"
-    if queries.targets is None:
-        metrics_path.unlink(missing_ok=True)  # of a run when the file of queries still had its column of images
-    else:
-        ranks = [ranking.rank for ranking in rankings]
-        metrics = summarize_ranks(ranks) | intervals((ranks, queries.targets))
-        by_cosine = [ranking.cosine_rank for ranking in rankings if ranking.cosine_rank is not None]
-        cosine = summarize_ranks(by_cosine) if by_cosine else {}
-        groups = comparison.group_figures(rankings, opened.new_image_ids, len(retriever.image_ids))
-        known = {} if trained is None else {"possibly_trained_queries": trained}
-        added = groups | known | (facts if opened.facts or not alone else {})
-        added |= {f"cosine_{name}": figure for name, figure in cosine.items()}
-        facts |= known
-        written.append(write_metrics(metrics, retriever, len(rankings), metrics_path, added))
-        if cosine:
-            shown = "  ".join(f"{name} {figure:.3f}" for name, figure in cosine.items())
-            print(f"{retriever.name}, cosines alone (--hub_bias false): {shown}")
-        if groups:
-            print(comparison.group_table(groups))
-    facts |= {"gallery_size": len(retriever.image_ids)}
-    return Answer(retriever.name, rankings, metrics, facts, written)
+    known = {} if trained is None or not queries.has_targets else {"possibly_trained_queries": trained}
+    written, metrics, metrics_path = [], None, folder / "metrics.json"
+    with writing_to(folder):
+        if queries.has_targets:
+            added = known | (facts if opened.facts or not alone else {})
+            metrics = judge(retriever, found, opened.new_image_ids, metrics_path, added)
+            written.append(metrics_path)
+        else:
+            metrics_path.unlink(missing_ok=True)  # of a run when the file of queries still had its column of images
+    facts |= known | {"gallery_size": len(retriever.image_ids)}
+    shown = [ranking for ranking in found.judged() if ranking.query]
+    written.insert(0, found.finish())
+    return Answer(retriever.name, shown, metrics, facts, written, found)
+
+
+def judge(
+    retriever: Retriever, found: Unfinished, new_image_ids: set[str], path: Path, added: dict
+) -> dict[str, float]:
+    """The figures, with their intervals; printed, and written with what is added to them."""
+    figures, by_cosine = Figures(), Figures()
+    for ranking in found.judged():
+        figures.add(ranking.rank, tuple(ranking.targets))
+        if ranking.cosine_rank is not None:
+            by_cosine.add(ranking.cosine_rank, tuple(ranking.targets))
+    metrics, cosine = figures.summary() | figures.intervals(), by_cosine.summary() if len(by_cosine) else {}
+    groups = comparison.group_figures(found.judged(), new_image_ids, len(retriever.image_ids))
+    added = groups | added | {f"cosine_{name}": figure for name, figure in cosine.items()}
+    write_metrics(metrics, retriever, len(figures), path, added)
+    if cosine:
+        shown = "  ".join(f"{name} {figure:.3f}" for name, figure in cosine.items())
+        print(f"{retriever.name}, cosines alone (--hub_bias false): {shown}")
+    if groups:
+        print(comparison.group_table(groups))
+    return metrics
 
 
 def without_infinity(figures: dict) -> dict:
@@ -134,14 +197,31 @@ def write_metrics(metrics: dict, retriever: Retriever, num_queries: int, path: P
     return path
 
 
-def compare(answers: list[Answer], args: RetrievalArguments, queries: Queries, gallery, output_dir: Path) -> Path:
+def finish(
+    answers: list[Answer], args: RetrievalArguments, queries: Queries | QueryFile, gallery, output_dir: Path
+) -> list[Path]:
+    """Table and contact sheet of all models; returns all that was written. What an unfinished run needs goes last of all."""
+    written = [path for one in answers for path in one.written]
+    with writing_to(output_dir):
+        if len(answers) > 1:
+            written.append(compare(answers, args, queries, gallery, output_dir))
+        if args.contact_sheet_queries:
+            written += write_sheets(answers, gallery, len(queries), output_dir)
+    for one in answers:
+        one.unfinished.clear()
+    return written
+
+
+def compare(
+    answers: list[Answer], args: RetrievalArguments, queries: Queries | QueryFile, gallery, output_dir: Path
+) -> Path:
     """One table of all models, printed and written, beside what they have to beat and what cannot be beaten."""
     rows = {one.name: (one.metrics or {}) | one.facts for one in answers}
     where = args.dataset_name, args.dataset_config_name
     references = comparison.reference_rows(args.model_name_or_path, queries, *where, gallery)
-    print(f"\n{len(queries.sentences)} queries, a gallery of {len(gallery)} pictures\n")
+    print(f"\n{len(queries)} queries, a gallery of {len(gallery)} pictures\n")
     print(table(rows | references, comparison.COLUMNS, "model") + "\n")
-    record = {"queries": len(queries.sentences), "gallery_size": len(gallery)}
+    record = {"queries": len(queries), "gallery_size": len(gallery)}
     record |= {
         part: {name: without_infinity(row) for name, row in some.items()}
         for part, some in (("models", rows), ("references", references))
@@ -150,14 +230,16 @@ def compare(answers: list[Answer], args: RetrievalArguments, queries: Queries, g
     return output_dir / COMPARISON
 
 
-def write_sheets(answers: list[Answer], gallery, num_shown: int, folder: Path) -> list[Path]:
+def write_sheets(answers: list[Answer], gallery, num_queries: int, folder: Path) -> list[Path]:
     """The contact sheet as a picture and as a page; none of documents."""
     if "image" not in gallery.column_names:
         return []
     row_of = {image_id: row for row, image_id in enumerate(gallery["image_id"])}
     thumbnails = Thumbnails(lambda image_id: gallery[row_of[image_id]]["image"])
     figures = {one.name: without_intervals(one.metrics) for one in answers if one.metrics}
-    sheet = build_sheet({one.name: one.rankings for one in answers}, len(gallery), num_shown, figures or None)
+    shown = {one.name: one.shown for one in answers}
+    most = len(answers[0].shown)
+    sheet = build_sheet(shown, len(gallery), most, figures or None, num_queries)
     return [
         write_sheet_image(sheet, thumbnails, folder / "contact_sheet.jpg"),
         write_sheet_page(sheet, thumbnails, folder / "contact_sheet.html"),

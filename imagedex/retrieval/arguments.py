@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from imagedex.bounds import BATCH, COUNT, MOST_BEAMS, SOME_OR_NONE, WORKERS, Bounds
 from imagedex.command_line import argument
 
 
@@ -11,6 +12,12 @@ class RetrievalArguments:
     """Which models, which pictures, which sentences."""
 
     _argument_group_name = "retrieval"
+    _bounds = {
+        "top_k": COUNT,
+        "contact_sheet_queries": Bounds(0, 10**4),
+        "batch_size": Bounds(1, BATCH),
+        "num_workers": Bounds(0, WORKERS),
+    }
 
     model_name_or_path: list[str] | None = argument(
         "A trained retriever, or any CLIP-like model: a folder or a Hub id. Several of them answer the same sentences and are "
@@ -55,9 +62,6 @@ class RetrievalArguments:
                 raise ValueError(f"--{name} is needed; --help lists the arguments")
         if not self.image_dir and not self.dataset_name:
             raise ValueError("no gallery: give a folder of pictures with --image_dir, or a corpus with --dataset_name")
-        for name, least in (("top_k", 1), ("contact_sheet_queries", 0), ("batch_size", 1), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} {getattr(self, name)}: must be {least} or more")
 
 
 @dataclass
@@ -65,6 +69,7 @@ class GenerativeArguments:
     """What concerns models that write identifiers: a t5, codebook_t5 or vision_grounded_t5."""
 
     _argument_group_name = "generative models"
+    _bounds = {"num_beams": Bounds(1, MOST_BEAMS), "held_out_captions_per_image": SOME_OR_NONE}
 
     num_beams: int | None = argument("Beams of the search; by default 10, or top_k where that is more.")
     rerank_with: str | None = argument(
@@ -91,10 +96,6 @@ class GenerativeArguments:
     split_seed: int = argument("new_image_vectors captions: seed of what is held out; as in training.", 0)
 
     def __post_init__(self):
-        if self.num_beams is not None and self.num_beams < 1:
-            raise ValueError(f"--num_beams {self.num_beams}: must be 1 or more")
-        if self.held_out_captions_per_image < 0:
-            raise ValueError(f"--held_out_captions_per_image {self.held_out_captions_per_image}: must be 0 or more")
         if not self.add_new_images:
             for name, default in (("identifier_vectors_from", None), ("new_image_vectors", "images")):
                 if getattr(self, name) != default:

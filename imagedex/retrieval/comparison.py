@@ -3,19 +3,20 @@
 import json
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from transformers.utils import cached_file
 
-from imagedex.corpora.provenance import QUERIES, Training, possibly_trained, read_asked, warning_of
+from imagedex.corpora.provenance import QUERIES, Training, possibly_trained, question, read_asked, warning_of
 from imagedex.corpora.shape_scenes import DEFAULT_SCENES, perfect_reader
 from imagedex.errors import UserError
 from imagedex.evaluation.exact import OTHER_GALLERIES, figures_within
+from imagedex.evaluation.figures import Figures
 from imagedex.evaluation.rankings import Ranking
 from imagedex.evaluation.table import table
-from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
-from imagedex.retrieval.queries import Queries
+from imagedex.retrieval.queries import Queries, QueryFile
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +77,15 @@ def size_on_disk(name_or_path: str, index_dir: Path | None = None) -> int:
 
 
 def reference_rows(
-    model_folders: Sequence[str], queries: Queries, dataset_name: str | None, dataset_config_name: str | None, gallery
+    model_folders: Sequence[str],
+    queries: Queries | QueryFile,
+    dataset_name: str | None,
+    dataset_config_name: str | None,
+    gallery,
 ) -> dict[str, dict]:
     """What the models are to be measured against, where it is known for exactly these queries and this gallery: the
     baselines that a training run computed, and the ceiling of the built-in scenes."""
-    if queries.targets is None:
+    if not queries.has_targets:
         return {}
     rows = {}
     for folder in model_folders:
@@ -88,20 +93,26 @@ def reference_rows(
     if dataset_name == "shape_scenes":
         scenes = int(dataset_config_name or DEFAULT_SCENES)
         try:
-            figures = perfect_reader(queries.sentences, gallery["image_id"], n_scenes=scenes)
+            figures = perfect_reader(queries.read().sentences, gallery["image_id"], n_scenes=scenes)
         except (KeyError, ValueError):  # sentences of another corpus, whose meaning nobody knows
             return rows
         rows[CEILING] = figures | {"gallery_size": len(gallery)}
     return rows
 
 
-def kept_baselines(folder: Path, queries: Queries, gallery_size: int) -> dict[str, dict]:
+def kept_baselines(folder: Path, queries: Queries | QueryFile, gallery_size: int) -> dict[str, dict]:
     """The rows of `baselines.json` in a model's folder, if the run that wrote it asked these very queries."""
     try:
         rows = json.loads((folder / "baselines.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    if sorted(read_asked(folder) or []) != sorted(zip(queries.sentences, queries.targets, strict=True)):
+    asked = read_asked(folder) or []
+    if len(asked) != len(queries):
+        return {}
+    own = queries.read()
+    if sorted((sentence, (image_id,)) for sentence, image_id in asked) != sorted(
+        zip(own.sentences, own.targets, strict=True)
+    ):
         return {}
     galleries = [  # a row of held-out pictures has figures of two galleries
         {name: figures_within(row, prefix) for name, row in rows.items()} for prefix in ("", *OTHER_GALLERIES)
@@ -110,45 +121,65 @@ def kept_baselines(folder: Path, queries: Queries, gallery_size: int) -> dict[st
 
 
 def possibly_trained_queries(
-    models: Mapping[str, Sequence[str]], queries: Queries, path: str | Path, dataset_name: str | None, gallery
+    models: Mapping[str, Sequence[str]],
+    queries: Queries | QueryFile,
+    path: str | Path,
+    dataset_name: str | None,
+    gallery,
 ) -> dict[str, int]:
     """How many of the queries each model may have been trained on, where it can be told; the log warns of each model.
 
     Args: models, label -> the models behind it (with --rerank_with there are two); path, of the file of queries.
     """
-    if queries.targets is None:
+    if not queries.has_targets:
         return {}
-    asked, path = list(zip(queries.sentences, queries.targets, strict=True)), Path(path)
+    path = Path(path)
     origin = Training.of(path.parent) if path.name == QUERIES else None
-    captions = []
-    if "captions" in gallery.column_names:
-        targets, rows = set(queries.targets), gallery.select_columns(["image_id", "captions"])
-        captions = [(text, row["image_id"]) for row in rows if row["image_id"] in targets for text in row["captions"]]
     trainings = {name: Training.of(name) for name in dict.fromkeys(name for own in models.values() for name in own)}
-    seen = possibly_trained(trainings, asked, [dataset_name] if dataset_name else [], captions, origin)
-    if origin is None:  # one of the models may be the one that kept these queries back
-        origin = next((one for one in trainings.values() if one and one.asked and set(asked) <= one.asked), None)
+    if not any(trainings.values()):
+        return {}
+    captions = [
+        (text, row["image_id"])
+        for row in (gallery.select_columns(["image_id", "captions"]) if "captions" in gallery.column_names else ())
+        for text in row["captions"]
+    ]
+    listed = [one for one in (origin, *trainings.values()) if one is not None and one.asked]
+    # of a million queries only those that somebody's training knows of are held
+    known = {question(*one) for one in captions}.union(*(one.asked for one in listed))
+    asked, targets = Counter(), set()
+    for block in queries.blocks():
+        for sentence, own in zip(block.sentences, block.targets, strict=True):
+            targets.update(own)
+            # by the first of its right pictures that somebody's training knows of
+            asked.update([one for one in (question(sentence, target) for target in own) if one in known][:1])
+    captions = [one for one in captions if one[1] in targets]
+    seen = possibly_trained(trainings, list(asked), [dataset_name] if dataset_name else [], captions, origin)
+    if origin is None and asked.total() == len(queries):  # a model may be the one that kept these queries back
+        origin = next((one for one in listed if asked.keys() <= one.asked), None)
     for name, own in seen.items():
         if own:
-            count, before = sum(one in own for one in asked), origin and origin.arguments
-            logger.warning("%s", warning_of(name, count, len(asked), trainings[name], before))
-    known = {label: [seen[name] for name in own if name in seen] for label, own in models.items()}
-    return {label: sum(one in set().union(*own) for one in asked) for label, own in known.items() if own}
+            count, before = sum(asked[one] for one in own), origin and origin.arguments
+            logger.warning("%s", warning_of(name, count, len(queries), trainings[name], before))
+    behind = {label: [seen[name] for name in own if name in seen] for label, own in models.items()}
+    return {label: sum(asked[one] for one in set().union(*own)) for label, own in behind.items() if own}
 
 
-def group_figures(rankings: Sequence[Ranking], new_image_ids: Collection[str], gallery_size: int) -> dict[str, dict]:
+def group_figures(judged: Iterable[Ranking], new_image_ids: Collection[str], gallery_size: int) -> dict[str, dict]:
     """Figures of the queries for trained pictures ("seen") and for those added without training ("new") apart; everything
     is searched in both. Nothing where no picture was added."""
     if not new_image_ids:
         return {}
-    groups = {}
-    for name, is_new in (("seen", False), ("new", True)):
-        ranks = [ranking.rank for ranking in rankings if (ranking.target in new_image_ids) == is_new]
-        size = len(new_image_ids) if is_new else gallery_size - len(new_image_ids)
-        if ranks:
-            figures = {figure: v for figure, v in summarize_ranks(ranks).items() if math.isfinite(v)}
-            groups[name] = figures | {"queries": len(ranks), "pictures": size}
-    return groups
+    groups = {"seen": Figures(), "new": Figures()}
+    for ranking in judged:
+        is_new = set(ranking.targets) <= set(new_image_ids)
+        groups["new" if is_new else "seen"].add(ranking.rank, tuple(ranking.targets))
+    sizes = {"seen": gallery_size - len(new_image_ids), "new": len(new_image_ids)}
+    return {
+        name: {figure: v for figure, v in figures.summary().items() if math.isfinite(v)}
+        | {"queries": len(figures), "pictures": sizes[name]}
+        for name, figures in groups.items()
+        if len(figures)
+    }
 
 
 def group_table(groups: Mapping[str, Mapping]) -> str:

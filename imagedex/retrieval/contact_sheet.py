@@ -74,11 +74,13 @@ def build_sheet(
     gallery_size: int,
     max_queries: int = 20,
     figures: Mapping[str, Mapping[str, float]] | None = None,
+    num_queries: int | None = None,
 ) -> Sheet:
     """Groups models' rankings by query; with more than `max_queries` of them, evenly spaced ones are shown.
 
     Args:
         answers: model name -> its rankings, of the same queries in the same order for every model.
+        num_queries: how many were asked, where `answers` has those of `shown_places` alone.
 
     Raises:
         ValueError: no model, or models that answered different queries.
@@ -87,11 +89,15 @@ def build_sheet(
     if len(asked) != 1:
         raise ValueError("a sheet needs one or more models that answered the same queries in the same order")
     total = len(asked.pop())
-    shown = min(max_queries, total)
-    places = [place * total // shown for place in range(shown)]
-    rows = [[rankings[place] for rankings in answers.values()] for place in places]
+    rows = [[rankings[place] for rankings in answers.values()] for place in shown_places(total, max_queries)]
     kept = {model: dict(values) for model, values in (figures or {}).items()}
-    return Sheet(list(answers), rows, gallery_size, total, kept)
+    return Sheet(list(answers), rows, gallery_size, num_queries or total, kept)
+
+
+def shown_places(num_queries: int, max_queries: int) -> list[int]:
+    """Which queries a sheet shows: evenly spaced ones."""
+    shown = min(max_queries, num_queries)
+    return [place * num_queries // shown for place in range(shown)]
 
 
 class Thumbnails:
@@ -110,7 +116,7 @@ class Thumbnails:
 
 
 def is_found(ranking: Ranking) -> bool:
-    return ranking.target in ranking.images[:MAX_SHOWN]
+    return bool(set(ranking.targets or ()) & set(ranking.images[:MAX_SHOWN]))
 
 
 def rank_words(ranking: Ranking) -> str:
@@ -167,7 +173,7 @@ def _jpeg(page: Image.Image, limit: int, name: str) -> bytes:
 def draw_sheet(sheet: Sheet, thumbnails: Thumbnails) -> Image.Image:
     """The whole sheet as one RGB picture."""
     columns = max((min(len(ranking.images), MAX_SHOWN) for row in sheet.rows for ranking in row), default=1)
-    missed = any(ranking.target and not is_found(ranking) for row in sheet.rows for ranking in row)
+    missed = any(ranking.targets and not is_found(ranking) for row in sheet.rows for ranking in row)
     width = 2 * MARGIN + columns * (CELL[0] + GAP) - GAP + (CELL[0] + 3 * GAP if missed else 0)
     width = max(width, 1200)  # room for the header
     strips, height = [], 0
@@ -236,15 +242,15 @@ def _draw_answer(strip: Image.Image, ranking: Ranking, thumbnails: Thumbnails, t
         draw.text((MARGIN, top), "nothing was found", fill=MUTED, font=font(LABEL))
     for column, (image_id, score) in enumerate(zip(ranking.images[:MAX_SHOWN], ranking.scores, strict=False)):
         left = MARGIN + column * (CELL[0] + GAP)
-        right_one = image_id == ranking.target
+        right_one = image_id in (ranking.targets or ())
         _paste(strip, thumbnails(image_id), left, top, GREEN if right_one else None)
         place = f"{column + 1}  right" if right_one else str(column + 1)
         draw.text((left + 2, below), place, fill=GREEN if right_one else INK, font=font(SMALL))
         draw.text((left + CELL[0] - 2, below), f"{score:.3f}", fill=MUTED, font=font(SMALL), anchor="ra")
-    if ranking.target and not is_found(ranking):
+    if ranking.targets and not is_found(ranking):
         left = MARGIN + columns * (CELL[0] + GAP) + 2 * GAP
         draw.line((left - 1.5 * GAP, top + 6, left - 1.5 * GAP, top + CELL[1] - 6), fill=RULE, width=2)
-        _paste(strip, thumbnails(ranking.target), left, top, AMBER)
+        _paste(strip, thumbnails(ranking.targets[0]), left, top, AMBER)
         draw.text((left + 2, below), f"right one: {rank_words(ranking)}", fill=AMBER, font=font(SMALL))
 
 

@@ -72,7 +72,7 @@ def render_page(sheet: Sheet, thumbnails: Thumbnails) -> str:
     values = {
         "sheet": sheet,
         "figure_names": list(dict.fromkeys(name for figures in sheet.figures.values() for name in figures)),
-        "targets_known": any(ranking.target for ranking in rankings),
+        "targets_known": any(ranking.targets for ranking in rankings),
         "rows": [_row(row, sheet.models, numbers) for row in sheet.rows],
     }
     template, limit = _environment().get_template("contact_sheet.html.jinja"), byte_limit(sheet)
@@ -90,7 +90,7 @@ def render_page(sheet: Sheet, thumbnails: Thumbnails) -> str:
 
 def shown_ids(ranking: Ranking) -> list[str]:
     """The pictures an answer shows; a right one that was missed stands at the end."""
-    missed = [ranking.target] if ranking.target and not is_found(ranking) else []
+    missed = ranking.targets[:1] if ranking.targets and not is_found(ranking) else []
     return ranking.images[:MAX_SHOWN] + missed
 
 
@@ -165,16 +165,16 @@ def _environment() -> jinja2.Environment:
 
 def _row(row: list[Ranking], models: list[str], numbers: dict[str, int]) -> dict:
     answers = [(model, _items(ranking, numbers)) for model, ranking in zip(models, row, strict=True)]
-    missed = any(ranking.target and not is_found(ranking) for ranking in row)
+    missed = any(ranking.targets and not is_found(ranking) for ranking in row)
     return {"query": row[0].query, "missed": missed, "answers": answers}
 
 
 def _items(ranking: Ranking, numbers: dict[str, int]) -> list[Item]:
     items = []
     for place, (image_id, score) in enumerate(zip(ranking.images[:MAX_SHOWN], ranking.scores, strict=False), start=1):
-        right = image_id == ranking.target
-        words = rank_words(ranking) if right else str(place)
+        right = image_id in (ranking.targets or ())
+        words = rank_words(ranking) if right and not any(item.kind for item in items) else str(place)
         items.append(Item(numbers[image_id], image_id, words, f"{score:.3f}", "right" if right else ""))
-    if ranking.target and not is_found(ranking):
-        items.append(Item(numbers[ranking.target], ranking.target, rank_words(ranking), kind="missed"))
+    if ranking.targets and not is_found(ranking):
+        items.append(Item(numbers[ranking.targets[0]], ranking.targets[0], rank_words(ranking), kind="missed"))
     return items

@@ -8,18 +8,18 @@ import numpy as np
 import torch
 
 from imagedex.checkpoints import (
-    FAILURES,
     MODEL_FLAG,
+    check_tokenizer,
     dtype_on,
-    is_empty_tokenizer,
+    loading,
     one_line,
     read_model_type,
     require_whole,
     source_of,
     take_style,
-    why_not,
 )
-from imagedex.encoding.vectors import progress_bar
+from imagedex.encoding.store import weights_fingerprint
+from imagedex.encoding.vectors import UNKNOWN, count_unknown
 from imagedex.errors import UserError
 from imagedex.evaluation.rankings import Ranking, short_float
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_list
@@ -27,7 +27,7 @@ from imagedex.modeling import GENERATIVE
 from imagedex.modeling.constrained_decoding import rank_identifiers
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.modeling.processing_retrieval import RetrievalProcessor, SentenceProcessor
-from imagedex.retrieval.retriever import Retriever
+from imagedex.retrieval.retriever import Retriever, tokenizer_settings
 
 logger = logging.getLogger(__name__)
 
@@ -65,18 +65,14 @@ def load_generative(name_or_path: str, device="cpu") -> GenerativeModel:
     if model_type not in GENERATIVE:
         raise UserError(f"{shown} is a {model_type} model, which writes no identifiers")
     identifiers = load_identifiers(name_or_path)
-    what = "processor"
-    try:
+    with loading(f"the processor of {shown}"):
         processor = (SentenceProcessor if model_type == "t5" else RetrievalProcessor).from_pretrained(source)
-        if is_empty_tokenizer(processor.tokenizer):
-            raise UserError(f"{shown} brings no tokenizer; save the one it was trained with beside it")
+        check_tokenizer(processor.tokenizer, shown)
         for name, value in take_style(identifiers).items():
             setattr(processor, name, value)
-        what = "model"
+    with loading(f"the model of {shown}"):
         options = {"dtype": dtype_on(device), "output_loading_info": True}
         model, report = GENERATIVE[model_type].from_pretrained(source, **options)
-    except FAILURES as error:
-        raise UserError(f"cannot load the {what} of {shown}: {why_not(error)}") from error
     require_whole(report, model_type, shown)
     try:
         identifiers.check_tokenizer(processor.tokenizer)
@@ -113,6 +109,8 @@ class GenerativeRetriever(Retriever):
         batch_size: queries at once, fewer where there are many beams.
     """
 
+    queries_at_once = 256  # slower than vectors: a run that is killed loses no more than seconds
+
     def __init__(
         self,
         name: str,
@@ -120,53 +118,64 @@ class GenerativeRetriever(Retriever):
         identifiers: Identifiers | None = None,
         num_beams: int = 10,
         batch_size: int = 64,
-        progress: bool = False,
     ):
         self.identifiers = parts.identifiers if identifiers is None else identifiers
         super().__init__(name, self.identifiers.image_ids)
-        self.parts, self.num_beams, self.progress = parts, num_beams, progress
+        self.parts, self.num_beams = parts, num_beams
         self.batch_size = max(1, min(batch_size, BEAMS_AT_ONCE // num_beams))
+        self.asked = self.cut = self.unknown = 0
+
+    def fingerprint(self) -> str:
+        own, parts = self.identifiers, self.parts
+        sequences = torch.from_numpy(own.tokens), torch.from_numpy(own.offsets)
+        settings = tokenizer_settings(parts.processor), own.image_ids, sequences, own.eos_token_id, self.num_beams
+        return weights_fingerprint(parts.model, *settings)
+
+    def remarks(self) -> list[str]:
+        limit = self.parts.processor.max_text_length
+        cut = [f"{self.cut} of {self.asked} sentences are longer than {limit} tokens and were cut"] if self.cut else []
+        return cut + ([UNKNOWN % (self.unknown, self.asked)] if self.unknown else [])
+
+    def written(self, queries: Sequence[str]) -> list[dict]:
+        """One {"input_ids", "attention_mask"} a query; those that are cut are counted."""
+        tokens, cut = self.parts.processor.tokens(queries)
+        self.asked, self.cut = self.asked + len(queries), self.cut + sum(cut)
+        self.unknown += count_unknown(self.parts.processor.tokenizer, tokens["input_ids"])
+        pairs = zip(tokens["input_ids"], tokens["attention_mask"], strict=True)
+        return [{"input_ids": ids, "attention_mask": mask} for ids, mask in pairs]
 
     def candidates(self, queries: Sequence[str]) -> list[Ranking]:
-        """Everything that each query's beams found, best first; scores are log-probabilities in nats."""
+        """Everything that each query's beams found, best first; scores are log-probabilities in nats. Raises `UserError`: the
+        model's weights are NaN."""
         model, processor = self.parts.model, self.parts.processor
-        rows = written(queries, processor)
+        rows = self.written(queries)
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]), reverse=True)
         rankings: list[Ranking] = [Ranking(query, [], []) for query in queries]
-        with progress_bar(len(rows), "identifiers", self.progress, "writing") as bar:
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
-                inputs = processor.tokenizer.pad([rows[row] for row in batch], return_tensors="pt").to(model.device)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            inputs = processor.tokenizer.pad([rows[row] for row in batch], return_tensors="pt").to(model.device)
+            try:
                 scores, found = rank_identifiers(model, self.identifiers, dict(inputs), self.num_beams)
-                for row, own_scores, own_rows in zip(batch, scores.tolist(), found.tolist(), strict=True):
-                    images = [self.image_ids[place] for place in own_rows if place >= 0]
-                    rankings[row].images = images
-                    rankings[row].scores = [short_float(score) for score in own_scores[: len(images)]]
-                bar.update(len(batch))
+            except FloatingPointError as error:
+                raise UserError(f"{self.name}: {error}") from error
+            for row, own_scores, own_rows in zip(batch, scores.tolist(), found.tolist(), strict=True):
+                images = [self.image_ids[place] for place in own_rows if place >= 0]
+                rankings[row].images = images
+                rankings[row].scores = [short_float(score) for score in own_scores[: len(images)]]
         return rankings
 
-    def search(self, queries: Sequence[str], k: int, targets: Sequence[str] | None = None) -> list[Ranking]:
+    def search(self, queries: Sequence[str], k: int, targets: Sequence[Sequence[str]] | None = None) -> list[Ranking]:
         return judged(self.candidates(queries), k, targets)
 
 
-def judged(rankings: list[Ranking], k: int, targets: Sequence[str] | None) -> list[Ranking]:
+def judged(rankings: list[Ranking], k: int, targets: Sequence[Sequence[str]] | None) -> list[Ranking]:
     """Ranks from the whole lists, which are then cut to the k best."""
     for place, ranking in enumerate(rankings):
         if targets is not None:
-            ranking.target = targets[place]
-            ranking.rank = rank_from_list(ranking.images, ranking.target, ranking.scores)
+            ranking.targets = list(targets[place])
+            ranking.rank = rank_from_list(ranking.images, ranking.targets, ranking.scores)
         ranking.images, ranking.scores = ranking.images[:k], ranking.scores[:k]
     return rankings
-
-
-def written(queries: Sequence[str], processor: SentenceProcessor) -> list[dict]:
-    """One {"input_ids", "attention_mask"} a query; those that are cut are counted aloud."""
-    tokens, cut = processor.tokens(queries)
-    if any(cut):
-        shown = sum(cut), len(queries), processor.max_text_length
-        logger.warning("%d of %d sentences are longer than %d tokens and were cut", *shown)
-    pairs = zip(tokens["input_ids"], tokens["attention_mask"], strict=True)
-    return [{"input_ids": ids, "attention_mask": mask} for ids, mask in pairs]
 
 
 def without_identifier(

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from imagedex.checkpoints import MODEL_FLAG, read_model_type
 from imagedex.encoding.dual_encoder import load_dual_encoder
 from imagedex.encoding.index import encode_gallery, open_index
 from imagedex.errors import UserError
+from imagedex.files import writing_to
 from imagedex.identifiers.new_pictures import VECTORS_FLAG, NewPictures
 from imagedex.modeling import GENERATIVE
 from imagedex.modeling.identifiers import Identifiers
@@ -67,10 +68,12 @@ def check_kinds(names: Sequence[str], generative: GenerativeArguments) -> None:
 def save_extended(parts: GenerativeModel, identifiers: Identifiers, folder: Path) -> None:
     """The identifiers with those of new pictures, to be laid beside the model; where they have tokens of their own (atomic), the
     whole model, which has grown by these."""
-    if identifiers.scheme == "atomic":
-        parts.model.save_pretrained(folder)
-        parts.processor.save_pretrained(folder)
-    identifiers.save_pretrained(folder)
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if identifiers.scheme == "atomic":
+            parts.model.save_pretrained(folder)
+            parts.processor.save_pretrained(folder)
+        identifiers.save_pretrained(folder)
 
 
 class Opener:
@@ -78,11 +81,11 @@ class Opener:
 
     Args:
         gallery: rows of the schema; of documents without `image`.
-        queries: the sentences that will be asked.
+        queries: the sentences that will be asked, which can be gone through as often as wanted.
     """
 
     def __init__(
-        self, args: RetrievalArguments, generative: GenerativeArguments, gallery, queries: Sequence[str],
+        self, args: RetrievalArguments, generative: GenerativeArguments, gallery, queries: Iterable[str],
         device: str | torch.device, output_dir: Path,
     ):  # fmt: skip
         self.args, self.generative, self.gallery, self.queries = args, generative, gallery, queries
@@ -129,7 +132,6 @@ class Opener:
                 bias if bank else None,
                 device=self.device,
                 text_kwargs=encoder.text_kwargs,
-                progress=True,
             )
 
         return start
@@ -159,7 +161,8 @@ class Opener:
         def start() -> Retriever:
             if missing:
                 save_extended(parts, known, folder)
-            found = GenerativeRetriever(label, parts, searched, beams, self.args.batch_size, progress=True)
+            needed = min(beams, len(searched))  # so many find everything there is
+            found = GenerativeRetriever(label, parts, searched, needed, self.args.batch_size)
             return found if rerank is None else RerankedRetriever(found, rerank())
 
         kept = [(name, None)]

@@ -24,7 +24,17 @@ class RerankedRetriever(Retriever):
         self.generative, self.vectors = generative, vectors
         self.row_of = {image_id: row for row, image_id in enumerate(vectors.image_ids)}
 
-    def search(self, queries: Sequence[str], k: int, targets: Sequence[str] | None = None) -> list[Ranking]:
+    @property
+    def queries_at_once(self) -> int:
+        return self.generative.queries_at_once
+
+    def fingerprint(self) -> str:
+        return f"{self.generative.fingerprint()} {self.vectors.fingerprint()}"
+
+    def remarks(self) -> list[str]:
+        return [*self.generative.remarks(), *self.vectors.remarks()]
+
+    def search(self, queries: Sequence[str], k: int, targets: Sequence[Sequence[str]] | None = None) -> list[Ranking]:
         rankings = self.generative.candidates(queries)
         asked = self.vectors.encode(queries)
         for ranking, vector in zip(rankings, asked, strict=True):

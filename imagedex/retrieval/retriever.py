@@ -1,13 +1,18 @@
 """What run_retrieval.py asks of a model: sentences in, rankings out. Each kind of model brings its own `Retriever`."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 
-from imagedex.encoding.vectors import encode_texts
+from imagedex.encoding.store import bytes_of, weights_fingerprint
+from imagedex.encoding.vectors import UNKNOWN, count_unknown, encode_texts
 from imagedex.evaluation.exact import ranks_by_blocks, similarity, top_k, with_bias
 from imagedex.evaluation.rankings import Ranking, short_float
+from imagedex.modeling.processing_retrieval import SentenceProcessor
 
 
 class Retriever(ABC):
@@ -16,18 +21,30 @@ class Retriever(ABC):
     Attributes:
         name: the model as the user named it, for headings.
         image_ids: the gallery.
+        queries_at_once: how many are asked in one call of `search` where there are very many.
     """
+
+    queries_at_once = 1024
 
     def __init__(self, name: str, image_ids: Sequence[str]):
         self.name = name
         self.image_ids = list(image_ids)
 
     @abstractmethod
-    def search(self, queries: Sequence[str], k: int, targets: Sequence[str] | None = None) -> list[Ranking]:
+    def fingerprint(self) -> str:
+        """Of model and gallery: what has another one gives other answers."""
+
+    def remarks(self) -> list[str]:
+        """What is to be said once of all queries that were asked."""
+        return []
+
+    @abstractmethod
+    def search(self, queries: Sequence[str], k: int, targets: Sequence[Sequence[str]] | None = None) -> list[Ranking]:
         """The k best pictures of each query (fewer when the gallery has fewer).
 
         Args:
-            targets: the right pictures' image_ids, all of them in the gallery. With them each ranking has its `rank`:
+            targets: of each query the right pictures' image_ids, all of them in the gallery. With them each ranking has the
+                `rank` of the best of them:
                 the place in the whole gallery where the model can tell it, else in the list it gave (`rank_from_list`).
         """
 
@@ -54,29 +71,38 @@ class VectorRetriever(Retriever):
         device: str | torch.device = "cpu",
         batch_size: int = 256,
         text_kwargs: dict | None = None,
-        progress: bool = False,
     ):
         super().__init__(name, image_ids)
         if len(vectors) != len(self.image_ids):
             raise ValueError(f"{len(vectors)} vectors for {len(self.image_ids)} pictures")
         self.model, self.tokenizer = model, tokenizer
-        self.device, self.batch_size, self.text_kwargs, self.progress = (
-            torch.device(device),
-            batch_size,
-            text_kwargs,
-            progress,
-        )
+        self.device, self.batch_size, self.text_kwargs = torch.device(device), batch_size, text_kwargs
         # scores are computed in float64, which Apple's GPUs do not have
         self.vectors = vectors.to("cpu" if self.device.type == "mps" else self.device)
         self.bias = None if bias is None else bias.to(self.vectors.device)
+        self.asked = self.unknown = 0
+
+    def remarks(self) -> list[str]:
+        return [UNKNOWN % (self.unknown, self.asked)] if self.unknown else []
 
     def encode(self, queries: Sequence[str]) -> torch.Tensor:
         """(Q, D) float32 unit vectors, on the device of the gallery's."""
-        return encode_texts(
-            self.model, self.tokenizer, queries, self.batch_size, self.device, self.progress, self.text_kwargs
-        ).to(self.vectors.device)
+        tokenizer, written = self.tokenizer, list(queries)
+        if isinstance(tokenizer, SentenceProcessor):
+            tokenizer, written = tokenizer.tokenizer, [tokenizer.written(sentence) for sentence in queries]
+        self.asked += len(written)
+        self.unknown += count_unknown(tokenizer, tokenizer(written, verbose=False)["input_ids"])
+        options = {"batch_size": self.batch_size, "device": self.device, "text_kwargs": self.text_kwargs}
+        return encode_texts(self.model, self.tokenizer, queries, **options).to(self.vectors.device)
 
-    def search(self, queries: Sequence[str], k: int, targets: Sequence[str] | None = None) -> list[Ranking]:
+    def fingerprint(self) -> str:
+        words = tokenizer_settings(self.tokenizer), self.text_kwargs
+        digest = hashlib.blake2b(weights_fingerprint(self.model, *words, self.image_ids).encode(), digest_size=16)
+        for tensor in (self.vectors, self.bias):
+            digest.update(b"" if tensor is None else bytes_of(tensor))
+        return digest.hexdigest()
+
+    def search(self, queries: Sequence[str], k: int, targets: Sequence[Sequence[str]] | None = None) -> list[Ranking]:
         plain = self.encode(queries)
         asked, searched = with_bias(plain, self.vectors, self.bias)
         scores, rows = top_k(asked, searched, k)
@@ -94,10 +120,26 @@ class VectorRetriever(Retriever):
                 self.judge(rankings, targets, plain, self.vectors, "cosine_rank")
         return rankings
 
-    def judge(self, rankings: Sequence[Ranking], targets: Sequence[str], asked, searched, field: str) -> None:
-        """Sets each ranking's target, and its rank in the whole gallery under the given name."""
-        row_of = {image_id: row for row, image_id in enumerate(self.image_ids)}
-        ranks = ranks_by_blocks(asked, searched, [row_of[target] for target in targets])
-        for ranking, target, rank in zip(rankings, targets, ranks.tolist(), strict=True):
-            ranking.target = target
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        return {image_id: row for row, image_id in enumerate(self.image_ids)}
+
+    def judge(self, rankings: Sequence[Ranking], targets: Sequence[Sequence[str]], asked, searched, field: str) -> None:
+        """Sets each ranking's right pictures, and the best one's rank in the whole gallery under the given name."""
+        rows = [[self.row_of[target] for target in own] for own in targets]
+        for ranking, own, rank in zip(rankings, targets, ranks_by_blocks(asked, searched, rows).tolist(), strict=True):
+            ranking.targets = list(own)
             setattr(ranking, field, rank)
+
+
+def tokenizer_settings(processor) -> list:
+    """What decides how a sentence is read, as JSON values: of a tokenizer, or of a processor that has one."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    style = {name: getattr(processor, name, None) for name in ("prompt", "clean_text", "max_text_length", "padding")}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return [style, str(tokenizer)]
+    return [
+        style,
+        json.loads(backend.to_str()) | {"truncation": None, "padding": None},
+    ]  # these two change with each call

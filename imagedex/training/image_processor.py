@@ -3,9 +3,12 @@
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from imagedex.bounds import check_pixels
 from imagedex.command_line import suggestion
 from imagedex.errors import UserError
 from imagedex.modeling.picture_reading import read_pictures
+
+LARGEST = 4096  # pixels a side; a batch of larger ones fits no machine
 
 FIELDS = (
     "size", "crop_size", "resample", "image_mean", "image_std", "rescale_factor", "do_resize", "do_center_crop",
@@ -30,6 +33,8 @@ def build_image_processor(config: dict) -> CLIPImageProcessorPil:
         if not (isinstance(value, list) and len(value) == 3 and all(isinstance(x, int | float) for x in value)):
             raise UserError(f"{where}: {name} is three numbers, one a colour channel, not {value!r}")
     config = {"do_center_crop": "crop_size" in config} | config
+    for name in ("size", "crop_size"):
+        check_sides(config.get(name), f"{where}: {name}")
     if "resample" in config:
         given = config["resample"]
         config["resample"] = FILTERS.get(given, given)
@@ -37,10 +42,18 @@ def build_image_processor(config: dict) -> CLIPImageProcessorPil:
             raise UserError(f"{where}: resample is one of {', '.join(FILTERS)}, not {given!r}")
     try:
         processor = CLIPImageProcessorPil(**config)
+        check_pixels(processor, where)
         output_size(processor)  # what cannot work fails here, not at the first picture
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())[:300]}") from error
     return processor
+
+
+def check_sides(size, where: str) -> None:
+    """Raises `UserError` for a side, or one of several by name, that is larger than `LARGEST`."""
+    for side in size.values() if isinstance(size, dict) else (size,):
+        if isinstance(side, int | float) and side > LARGEST:
+            raise UserError(f"{where} of {side:,} pixels: at most {LARGEST:,}")
 
 
 def check_image_processor(name: str | None, config: dict | None) -> None:

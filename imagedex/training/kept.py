@@ -13,10 +13,12 @@ from tqdm.auto import tqdm
 
 from imagedex.encoding.store import ROWS_PER_SHARD, Store, StoredRows, check_room, key_of, weights_fingerprint
 from imagedex.errors import UserError
+from imagedex.files import CannotWrite
 from imagedex.training.draws import drawing_from
 
 logger = logging.getLogger(__name__)
 
+IN_MEMORY = 2**31  # bytes held where keep_dir is full or read-only
 LARGEST_SHARD = 2**28  # bytes: all states of a large tower's patches are a megabyte a picture
 
 
@@ -66,8 +68,11 @@ class Keeper:
         self.batch_size, self.workers, self.row_bytes = batch_size, workers, 1
         maker = {"tower": weights_fingerprint(tower, settings), "states": name}
         folder = Path(keep_dir or default_keep_dir()).expanduser() / f"{name}-{maker['tower'][:16]}"
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not existing.is_dir():
+            raise UserError(f"--keep_dir: {existing} is a file; give a folder")
         try:
-            self.store = Store(folder, maker, "store")
+            self.store = Store(folder, maker, "store", IN_MEMORY)
         except OSError as error:
             raise UserError(f"--keep_dir: {folder} cannot be read: {error.strerror}") from error
 
@@ -115,11 +120,8 @@ class Keeper:
                     states = self.pool(batch).cpu()
                     yield {self.name: (states.float() if states.is_floating_point() else states.int()).numpy()}
 
-        try:
-            rows_per_shard = max(1, min(ROWS_PER_SHARD, LARGEST_SHARD // self.row_bytes))
-            self.store.fill(keys, encode, self.batch_size, share, rows_per_shard)
-        except OSError as error:
-            raise UserError(f"--keep_dir: {self.store.folder} cannot be written: {error.strerror}") from error
+        rows_per_shard = max(1, min(ROWS_PER_SHARD, LARGEST_SHARD // self.row_bytes))
+        self.store.fill(keys, encode, self.batch_size, share, rows_per_shard)
 
     def say(self, rows, keys: np.ndarray) -> None:
         """How much will be written, before it is; and whether there is room."""
@@ -133,7 +135,12 @@ class Keeper:
         self.row_bytes = 4 * int(np.prod(shape))
         size = len(missing) * self.row_bytes
         logger.info("%s; the others take %.1f MB there", there, size / 1e6)
-        check_room(self.store.folder, size)
+        try:
+            check_room(self.store.folder, size)
+        except CannotWrite as error:
+            if size > IN_MEMORY:
+                raise
+            self.store.hold(error)
 
 
 class View(torch.utils.data.Dataset):

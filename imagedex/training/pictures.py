@@ -1,5 +1,8 @@
 """Pictures of a corpus as a training reads them: pixels, or kept pixels; and batches of them."""
 
+import functools
+import logging
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +13,9 @@ from imagedex.encoding.store import picture_keys, without_origin
 from imagedex.errors import UserError
 from imagedex.modeling.picture_reading import read_cut_pictures, read_pictures
 
+logger = logging.getLogger(__name__)
+
+CHECKSUM = "checksum"  # of what is kept of a picture
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")  # what image processors give
 
 
@@ -44,7 +50,7 @@ class Pictures(torch.utils.data.Dataset):
                 batch_size=64,
                 num_proc=num_proc,
                 remove_columns=["image"],
-                features=Features({name: Value("binary") for name in self.kept}),
+                features=Features({name: Value("binary") for name in self.kept} | {CHECKSUM: Value("uint32")}),
                 desc="Reading pictures",
             )
 
@@ -56,7 +62,19 @@ class Pictures(torch.utils.data.Dataset):
                     "--keep_pixels: the image processor treats some pictures unlike the first; leave it out"
                 )
             inputs["pixel_values"] = self.levels.taken(inputs["pixel_values"])
-        return {name: [row.tobytes() for row in value.numpy()] for name, value in inputs.items()}
+        kept = {name: [row.tobytes() for row in value.numpy()] for name, value in inputs.items()}
+        rows = (dict(zip(kept, values, strict=True)) for values in zip(*kept.values(), strict=True))
+        return kept | {CHECKSUM: [self._checksum(row) for row in rows]}
+
+    def _checksum(self, stored: dict[str, bytes]) -> int:
+        return functools.reduce(lambda sum, name: zlib.crc32(stored[name], sum), sorted(self.kept), 0)
+
+    def _read_anew(self, row: int) -> dict[str, bytes]:
+        """Where a cached file has changed since it was written."""
+        original = self.gallery[row]
+        shown = original.get("image_id", f"picture {row}")
+        logger.warning("--keep_pixels: what is kept of %s is damaged; it is read anew", shown)
+        return {name: values[0] for name, values in self._bytes_of({"image": [original["image"]]}).items()}
 
     def keys(self) -> np.ndarray:
         """(pictures, 16) uint8, by which what is made of a picture is kept; see `Store`."""
@@ -73,6 +91,8 @@ class Pictures(torch.utils.data.Dataset):
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
         if self.kept:
             stored = self.rows[row]
+            if self._checksum(stored) != stored[CHECKSUM]:
+                stored = self._read_anew(row)
             inputs = {
                 name: torch.from_numpy(np.frombuffer(stored[name], dtype=dtype).reshape(shape).copy())
                 for name, (shape, dtype) in self.kept.items()

@@ -5,13 +5,14 @@ from types import SimpleNamespace
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, ViTImageProcessorPil
 from transformers.utils import PROCESSOR_NAME, cached_file
 
-from imagedex.checkpoints import from_hub
+from imagedex.bounds import check_pixels
+from imagedex.checkpoints import check_tokenizer, from_hub
 from imagedex.encoding.vectors import PADDED_TO_MAX_LENGTH, text_length_limit
 from imagedex.errors import UserError
 from imagedex.modeling.processing_retrieval import RetrievalProcessor, SentenceProcessor
 from imagedex.modeling.two_towers import is_two_towers
 from imagedex.training.arguments import ModelArguments
-from imagedex.training.image_processor import build_image_processor
+from imagedex.training.image_processor import build_image_processor, check_sides
 from imagedex.training.tokenizer import train_tokenizer
 
 NEW = {
@@ -59,6 +60,9 @@ def build_processor(
         tokenizer = from_hub(AutoTokenizer.from_pretrained, text_tower, "text_model_name_or_path")
     else:
         tokenizer = train_tokenizer(texts, model.tokenizer_vocab_size)
+    named = model.tokenizer_name or whole[1] or text_tower
+    if named:
+        check_tokenizer(tokenizer, named)
     if brought is None and is_two_towers(text_tower, model.vision_model_name_or_path):
         default |= reading_of(text_tower, tokenizer)
     style = default | {name: value for name, value in style.items() if value is not None}
@@ -70,7 +74,7 @@ def build_processor(
 
 def reading_of(two_towers: str, tokenizer) -> dict:
     """How a CLIP or SigLIP reads sentences: as long as its positions go; padded to that length where it was trained so."""
-    config = AutoConfig.from_pretrained(two_towers)
+    config = AutoConfig.from_pretrained(two_towers, trust_remote_code=False)
     padding = "max_length" if config.model_type in PADDED_TO_MAX_LENGTH else "longest"
     return {"max_text_length": text_length_limit(SimpleNamespace(config=config), tokenizer), "padding": padding}
 
@@ -93,8 +97,12 @@ def choose_image_processor(model: ModelArguments, brought, image_size: int | Non
     for argument in ("image_processor_name", "vision_model_name_or_path"):
         name = getattr(model, argument)
         if name and not (brought and argument == "vision_model_name_or_path"):
-            return from_hub(AutoImageProcessor.from_pretrained, name, argument, backend="pil")
+            found = from_hub(AutoImageProcessor.from_pretrained, name, argument, backend="pil")
+            check_pixels(found, f"--{argument} {name}")
+            return found
     if brought is not None:
+        check_pixels(brought, f"--model_name_or_path {model.model_name_or_path}")
         return brought
     side = image_size or (model.vision_config or {}).get("image_size") or 224
+    check_sides(side, "pictures are to have a side")
     return ViTImageProcessorPil(size={"height": side, "width": side})

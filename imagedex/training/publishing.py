@@ -57,7 +57,7 @@ class PublishingMixin:
                 folder_path=folder,
                 commit_message=commit_message,
                 revision=args.hub_revision,
-                ignore_patterns=["_*", "checkpoint-*", *PRIVATE],
+                ignore_patterns=["_*", "checkpoint-*", ".*.tmp", *PRIVATE],
                 delete_patterns=PRIVATE,  # which pushes during training have sent
             )
         except Exception as error:  # noqa: BLE001  as above

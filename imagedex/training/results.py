@@ -22,7 +22,7 @@ from imagedex.evaluation.table import table
 from imagedex.files import write_atomically
 from imagedex.training.cards import FIGURES, CardFacts, gallery_words, other_gallery, rate_rows, shortfall
 from imagedex.training.publishing import public_name
-from imagedex.training.run import EVAL_RESULTS, FINISHED, Run, read_json
+from imagedex.training.run import EVAL_RESULTS, FINISHED, Run, at_work, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +127,11 @@ def write_queries(path: Path, queries: list[tuple[str, str]]) -> None:
 
 def write_predictions(trainer: Trainer, splits: RetrievalSplits, k: int = 10) -> None:
     """rankings.jsonl: the k pictures found for each caption that is asked, as run_retrieval.py writes them."""
+    with at_work(trainer):
+        _write_predictions(trainer, splits, k)
+
+
+def _write_predictions(trainer: Trainer, splits: RetrievalSplits, k: int) -> None:
     scores, images, *cosines = trainer.found(k, splits.gallery["image_id"][:])
     if trainer.is_world_process_zero():
         found = zip(questions(splits), images, scores, strict=True)
@@ -149,6 +154,11 @@ def finish(life: Run, trainer: Trainer, splits: RetrievalSplits, facts: CardFact
 
     Args: life, carried out; made, what a trained model's folder holds, for the last line.
     """
+    with at_work(trainer):
+        _finish(life, trainer, splits, facts, made)
+
+
+def _finish(life: Run, trainer: Trainer, splits: RetrievalSplits, facts: CardFacts, made: str) -> None:
     args, folder = trainer.args, life.folder
     nouns, made = getattr(splits, "nouns", ("captions", "pictures")), made if args.do_train else "figures"
     if args.do_train:

@@ -3,21 +3,25 @@
 import dataclasses
 import json
 import logging
-import os
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import transformers
+from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerState, TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME
 
-from imagedex.errors import UserError
+from imagedex.checkpoints import read_model_type
+from imagedex.errors import LocalUserError, UserError
 from imagedex.evaluation.exact import split_folds
-from imagedex.files import RUN_RECORD, check_output_dir, write_atomically
+from imagedex.files import RUN_RECORD, Lock, check_output_dir, clear_leftovers, create, writing
 from imagedex.hub import check_push
+from imagedex.training.argument_checks import check_trainer_arguments
+from imagedex.training.stopping import StopSignals
 from imagedex.training.trainer_parts import has_weights
+from imagedex.training.whole_checkpoints import newest_whole, require_whole
 
 logger = logging.getLogger(__name__)
 
@@ -62,22 +66,22 @@ class Run:
         if not (args.do_train or args.do_eval or args.do_predict):
             raise UserError("nothing to do: give --do_train, --do_eval or --do_predict")
         self.args = args
+        check_trainer_arguments(args, args._measured)
+        if args.baseline_text_encoder:
+            read_model_type(args.baseline_text_encoder, "baseline_text_encoder")
         check_trackers(args)
         check_push(args)
         values = args.to_dict()
         for group in argument_groups:
             values |= dataclasses.asdict(group)
         self.arguments = {name: value for name, value in values.items() if name not in MAY_DIFFER}
-        self.folder = check_output_dir(args.output_dir, self.arguments, RUN_RECORD)
+        self.folder, self.lock = Path(args.output_dir), None
         if not args.run_name:  # one name for training and the evaluation after it: trackio would make two runs of them
             args.run_name = f"{self.folder.resolve().name}-{datetime.now():%b%d_%H-%M-%S}"
-        left = None if self._names_checkpoint() else read_json(self.folder / FINISHED)
-        self.lacking = [name for name in left["files"] if not (self.folder / name).exists()] if left else []
+        left, self.lacking, self.trained, self.checkpoint = on_main_process(args, self._look)
         self.complete = bool(left) and not self.lacking
         # figures of a model that is only judged are measured anew: it may have been trained on
         self.finished = left if self.complete and args.do_train and not args.push_to_hub else None
-        self.trained = args.do_train and not self._names_checkpoint() and is_trained(self.folder)
-        self.checkpoint = str(self.folder) if self.trained else self._checkpoint()
         if args.keep_states and self.checkpoint and not has_weights(self.checkpoint):
             raise UserError(
                 f"--keep_states: {self.checkpoint} holds no whole model, whose states could be kept before the training. Save "
@@ -86,6 +90,37 @@ class Run:
             )
         set_seed(args.seed)
 
+    def _look(self) -> tuple:
+        """(what `FINISHED` says, those of its files that are not there, `trained`, `checkpoint`); by the main process, which
+        keeps others out of the folder from now on. Raises `UserError`."""
+        check_output_dir(self.folder, self.arguments, RUN_RECORD)
+        if (self.folder / RUN_RECORD).exists():
+            self._take_folder()
+        named = self._names_checkpoint()
+        left = None if named else read_json(self.folder / FINISHED)
+        lacking = [name for name in left["files"] if not (self.folder / name).exists()] if left else []
+        trained = self.args.do_train and not named and is_trained(self.folder)
+        return left, lacking, trained, str(self.folder) if trained else self._checkpoint()
+
+    def _take_folder(self) -> None:
+        """Raises `UserError` where another process is at work there; what a killed one left is removed."""
+        self.lock = Lock(
+            self.folder / RUN_RECORD,
+            f"--output_dir {self.folder}: another run is at work there; wait until it ends, or give another folder",
+        )
+        if self.lock.held and (left := clear_leftovers(self.folder)):
+            logger.info("removed what a stopped run left unfinished in %s: %s", self.folder, ", ".join(left))
+
+    def _begin(self) -> None:
+        """Makes the folder this run's, where it is not yet. Raises `UserError`."""
+        if self.lock:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(self.arguments, indent=2, sort_keys=True, default=str) + "\n"
+        if not create(self.folder / RUN_RECORD, content):
+            raise UserError(f"--output_dir {self.folder}: another run began there meanwhile; give another folder")
+        self._take_folder()
+
     def _names_checkpoint(self) -> bool:
         """Whether a checkpoint to go on from is named, whatever else there is."""
         return str(self.args.resume_from_checkpoint or "true").lower() not in ("true", "1")
@@ -93,12 +128,10 @@ class Run:
     def _checkpoint(self) -> str | None:
         given = self.args.resume_from_checkpoint
         if self._names_checkpoint():
-            if not os.path.isdir(given):
-                raise UserError(f"--resume_from_checkpoint {given}: there is no such folder")
-            return given
-        found = last_checkpoint(self.folder)
+            return require_whole(given)
+        found = newest_whole(self.folder)
         if given and not found:
-            raise UserError(f"--resume_from_checkpoint: {self.folder} holds no checkpoint")
+            raise UserError(f"--resume_from_checkpoint: {self.folder} holds no whole checkpoint")
         if found:
             logger.info("going on from %s", found)
         return found
@@ -108,28 +141,31 @@ class Run:
 
         The first to write anything. What was done before a stop is not done again.
         """
-        if self.args.process_index == 0 and not (self.folder / RUN_RECORD).exists():
-            write_atomically(
-                self.folder / RUN_RECORD, json.dumps(self.arguments, indent=2, sort_keys=True, default=str) + "\n"
-            )
-        if self.trained:
-            logger.info("the training of %s is over; only what is missing is done", self.folder)
-            trainer.state = TrainerState.load_from_json(str(self.folder / STATE))
-            if set(self.lacking) - AFTERWARDS:
-                trainer.save_model(_internal_call=True)
-        elif self.args.do_train:
-            self._forget_ending()
-            trained = trainer.train(resume_from_checkpoint=self.checkpoint)
-            trainer.save_metrics("train", trained.metrics)
-            trainer.save_model(_internal_call=True)  # pushed once, at the end, when everything is there
-            trainer.save_state()  # last: it says that the training is over
-        if not self.args.do_eval:
-            return {}
-        if self.has(EVAL_RESULTS):
-            return self.kept(EVAL_RESULTS)
-        metrics = trainer.evaluate()
-        trainer.save_metrics("eval", metrics)
-        return metrics
+        with at_work(trainer):
+            on_main_process(self.args, self._begin)
+            if self.trained:
+                logger.info("the training of %s is over; only what is missing is done", self.folder)
+                trainer.state = TrainerState.load_from_json(str(self.folder / STATE))
+                if set(self.lacking) - AFTERWARDS:
+                    trainer.save_model(_internal_call=True)
+            elif self.args.do_train:
+                self._train(trainer)
+            if not self.args.do_eval:
+                return {}
+            if self.has(EVAL_RESULTS):
+                return self.kept(EVAL_RESULTS)
+            metrics = trainer.evaluate()
+            trainer.save_metrics("eval", metrics)
+            return metrics
+
+    def _train(self, trainer: Trainer) -> None:
+        self._forget_ending()
+        trained = trainer.train(resume_from_checkpoint=self.checkpoint)
+        trainer.save_metrics("train", trained.metrics)
+        trainer.save_model(_internal_call=True)  # pushed once, at the end, when everything is there
+        trainer.save_state()  # last: it says that the training is over
+        if trainer.stop.asked:  # after its last step
+            raise trainer.stop.stopped(trainer.stop.asked)
 
     def _forget_ending(self) -> None:
         """Removes what an earlier training left after its model: beside new weights it would vouch for those."""
@@ -151,14 +187,31 @@ def read_json(path: Path):
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end."""
-    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdigit()]
-    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        if has_state(path):
-            return str(path)
-        logger.warning("%s was not written to its end; it is left out", path)
-    return None
+@contextmanager
+def at_work(trainer: Trainer):
+    """While a run writes: a full disk, a deleted folder and a signal to stop end it with one line.
+
+    Raises `UserError`, `Stopped`.
+    """
+    folder, main = trainer.args.output_dir, trainer.is_world_process_zero()
+    with StopSignals(trainer, folder) as trainer.stop, writing(folder, UserError if main else LocalUserError):
+        if main:
+            trainer.require_folder()
+        yield
+
+
+def on_main_process(args: TrainingArguments, look):
+    """What `look()` gives in the main process, or the `UserError` that it raises there, in every process."""
+    found = [None, None]
+    if args.process_index == 0:
+        try:
+            found[0] = look()
+        except UserError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise UserError(found[1])
+    return found[0]
 
 
 def has_state(folder: Path) -> bool:

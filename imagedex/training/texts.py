@@ -5,6 +5,7 @@ import logging
 import numpy as np
 from datasets import Dataset
 
+from imagedex.encoding.vectors import UNKNOWN, count_unknown
 from imagedex.modeling.processing_retrieval import SentenceProcessor
 
 logger = logging.getLogger(__name__)
@@ -20,13 +21,19 @@ def token_table(texts: Dataset, column: str, processor, num_proc: int | None = N
 
     def write(batch):
         tokens, cut = reader.tokens(batch[column])
-        return tokens | {"was_cut": cut}
+        unknown = [count_unknown(reader.tokenizer, [ids]) for ids in tokens["input_ids"]]
+        bare = [not reader.cleaned(text).strip() for text in batch[column]]
+        return tokens | {"was_cut": cut, "unknown": unknown, "bare": bare}
 
     rows = texts.select_columns([column]).map(
         write, batched=True, num_proc=num_proc, remove_columns=[column], desc="Tokenising"
     )
     warn_of_cut(int(np.sum(rows["was_cut"])), len(rows), processor.max_text_length)
-    return rows.remove_columns("was_cut")
+    if unknown := int(np.sum(rows["unknown"])):
+        logger.warning(UNKNOWN, unknown, len(rows))
+    if bare := int(np.sum(rows["bare"])):
+        logger.warning("%d of %d texts are empty once they are cleaned (clean_text)", bare, len(rows))
+    return rows.remove_columns(["was_cut", "unknown", "bare"])
 
 
 def warn_of_cut(cut: int, total: int, limit: int | None) -> None:

@@ -2,11 +2,13 @@
 
 import logging
 
-from transformers import AutoConfig, PreTrainedConfig
+import torch
+from transformers import AutoConfig, AutoModel
 from transformers.utils import is_timm_available, is_torchvision_available
 from transformers.utils import logging as hf_logging
 
-from imagedex.checkpoints import from_hub
+from imagedex.bounds import PIXELS, Bounds
+from imagedex.checkpoints import from_hub, one_line, read_model_type, why_not
 from imagedex.command_line import suggestion
 from imagedex.configuration.configuration_xmatching import XMatchingConfig
 from imagedex.errors import UserError
@@ -21,12 +23,16 @@ from imagedex.training.trainer_parts import trained_model
 
 logger = logging.getLogger(__name__)
 
+MOST_PARAMETERS = 10**11
+
 
 def build_tower_config(value: dict | None, argument: str, **overrides):
     """A mapping with model_type -> the configuration object; overrides fill what the mapping leaves open."""
     if value is None:
         return None
     fields = {name: field for name, field in value.items() if name != "model_type"}
+    if not isinstance(value["model_type"], str):
+        raise UserError(f"--{argument}: model_type is {value['model_type']!r}, not the name of one")
     try:
         default = AutoConfig.for_model(value["model_type"])
         known = default.to_dict().keys() | default.attribute_map.keys()
@@ -36,8 +42,34 @@ def build_tower_config(value: dict | None, argument: str, **overrides):
                     f"--{argument}: a {value['model_type']} config has no {name!r}{suggestion(name, known)}"
                 )
         return AutoConfig.for_model(value["model_type"], **{k: v for k, v in overrides.items() if k in known} | fields)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"--{argument}: {' '.join(str(error).split())[:300]}") from error
+    except UserError:
+        raise
+    except Exception as error:  # every config has its own ways
+        raise UserError(f"--{argument}: {one_line(error)}") from error
+
+
+def check_tower(config, argument: str) -> None:
+    """Builds a tower without memory for its weights. Raises `UserError` for sizes that do not fit each other, or that no machine
+    holds."""
+    try:
+        sizes = getattr(config, "image_size", None)
+        for side in sizes if isinstance(sizes, list | tuple) else [sizes]:
+            if side is not None and not Bounds(1, PIXELS).admit(side):
+                raise UserError(f"--{argument}: image_size {side}; give {Bounds(1, PIXELS)}")
+        with torch.device("meta"):
+            tower = AutoModel.from_config(config)
+        count = sum(parameter.numel() for parameter in tower.parameters())
+        reads = "pictures" if tower.main_input_name == "pixel_values" else "texts"
+    except UserError:
+        raise
+    except Exception as error:  # every tower has its own ways
+        if "meta" in str(error):  # one that cannot be built so
+            return
+        raise UserError(f"--{argument}: no {config.model_type} can be made of it ({one_line(error)})") from error
+    if reads != ("pictures" if argument.startswith("vision") else "texts"):
+        raise UserError(f"--{argument}: a {config.model_type} reads {reads}")
+    if count > MOST_PARAMETERS:
+        raise UserError(f"--{argument}: this {config.model_type} would have {count:,} parameters; give smaller sizes")
 
 
 def check_towers(model: ModelArguments, xmatching: XMatchingArguments) -> None:
@@ -55,19 +87,33 @@ def check_towers(model: ModelArguments, xmatching: XMatchingArguments) -> None:
     if name:
         if given:
             raise UserError(f"--{whole} brings both towers, so --{given[0]} cannot be given with it")
-        found = from_hub(PreTrainedConfig.get_config_dict, name, whole)[0].get("model_type", "nameless")
+        found = read_model_type(name, whole)
         if found != XMatchingConfig.model_type:
             raise UserError(f"--{whole} {name} is a {found} model; this script trains xmatching models")
         return
+    check_fields(xmatching)
     for side in ("text", "vision"):
         pretrained, config = f"{side}_model_name_or_path", f"{side}_config"
         if bool(towers[pretrained]) == bool(towers[config]):
             problem = "both given for" if towers[config] else "no"
             raise UserError(f"{problem} {side} tower: give --{pretrained} (pretrained) or --{config} (from scratch)")
         if towers[config]:
-            build_tower_config(towers[config], config)
+            check_tower(build_tower_config(towers[config], config), config)
         else:
             check_timm(from_hub(AutoConfig.from_pretrained, towers[pretrained], pretrained), pretrained)
+
+
+def check_fields(xmatching: XMatchingArguments) -> None:
+    """What is said of pooling, heads and loss, apart from the towers. Raises `UserError`."""
+    try:
+        XMatchingConfig(**xmatching.config_fields())
+    except Exception as error:  # huggingface_hub's own, which is no ValueError
+        raise UserError(one_line(error.__cause__ or error)) from error
+    layers = (xmatching.text_config or {}).get("num_hidden_layers")
+    if isinstance(layers, int) and (xmatching.text_pooling_layers or 1) > layers:
+        raise UserError(
+            f"--text_pooling_layers {xmatching.text_pooling_layers}, but the text tower has {layers} layers"
+        )
 
 
 def check_timm(config, argument: str) -> None:
@@ -128,11 +174,15 @@ def make_model(
             vision_config=build_tower_config(model.vision_config, "vision_config", **sizes),
             **fields,
         )
-    # RuntimeError: sizes that do not fit; ImportError: a timm tower, and timm is not installed
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        raise UserError(" ".join(str(error).split())[:400]) from error
+    except Exception as error:  # sizes that do not fit, a package that a tower needs, weights that are broken
+        raise of_parts(error) from error
     finally:
         hf_logging.set_verbosity_warning()
+
+
+def of_parts(error: Exception) -> UserError:
+    """Why a model cannot be made of the parts that were given."""
+    return error if isinstance(error, UserError) else UserError(f"the model cannot be made: {why_not(error)}")
 
 
 def open_trained(model_class, name: str, fields: dict):

@@ -1,5 +1,6 @@
 """What the trainers here do alike: a learning rate a tower, batches to evaluate on, and going on from where a run stopped."""
 
+import functools
 from pathlib import Path
 
 import torch
@@ -7,15 +8,18 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 from transformers import PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from imagedex.training.adapters import ADAPTERS, has_adapters, load_adapters, merged_weights, save_adapters
 from imagedex.training.draws import RowDraws
 from imagedex.training.logs import TrainingLog
 from imagedex.training.publishing import PublishingMixin
+from imagedex.training.saving import SavingMixin
+from imagedex.training.stopping import outlive_first_sigterm
 
 
-class TowerTrainerMixin(PublishingMixin):
+class TowerTrainerMixin(SavingMixin, PublishingMixin):
     """For a Trainer of a model with towers."""
 
     def __init__(self, *args, **kwargs):
@@ -51,7 +55,10 @@ class TowerTrainerMixin(PublishingMixin):
         """As Trainer; what is drawn for a training row belongs to seed, epoch and row."""
         if is_training and not isinstance(dataset, IterableDataset):
             dataset = RowDraws(dataset, self.args.seed if self.args.data_seed is None else self.args.data_seed)
-        return super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+        loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+        if is_training and getattr(loader, "num_workers", 0):
+            loader.worker_init_fn = functools.partial(outlive_first_sigterm, loader.worker_init_fn)
+        return loader
 
     def evaluation_batches(self, rows, description: str):
         """(the model, in evaluation mode; this process's batches of `rows` in their order, behind a progress bar)."""
@@ -74,18 +81,20 @@ class TowerTrainerMixin(PublishingMixin):
         if adapted:
             state_dict = merged_weights(self.model)
         super()._save(output_dir, state_dict)
-        if adapted and self.args.should_save and output_dir not in (None, self.args.output_dir):
+        if adapted and self.args.should_save and Path(output_dir).name.startswith(PREFIX_CHECKPOINT_DIR):
             save_adapters(self.model, output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """As Trainer, but through `from_pretrained`: Trainer looks for the weights under the names that the modules have, and
         where transformers saves them under older ones (ViT's) it leaves them as they are, with a warning."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        return load_weights(self.model if model is None else model, resume_from_checkpoint)
+        with self.reading(resume_from_checkpoint):
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                return super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return load_weights(self.model if model is None else model, resume_from_checkpoint)
 
     def _load_best_model(self):
         """As Trainer, but through `from_pretrained`, see above."""
+        self.require_best()
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_best_model()
         return load_weights(self.model, self.state.best_model_checkpoint)

@@ -109,12 +109,13 @@ def rank_from_list(ranking, relevant, scores=None):
     return int(rank_from_scores(np.asarray([scores], dtype=float), is_relevant[None])[0])
 
 
-def summarize_ranks(ranks, ks=(1, 5, 10)):
+def summarize_ranks(ranks, ks=(1, 5, 10), counts=None):
     """Hits@k, mean reciprocal rank and median rank.
 
     Args:
         ranks: (Q,) numbers >= 1; `math.inf` stands for "not found".
         ks: cut-offs, integers >= 1.
+        counts: optional (Q,) integers >= 1, how many queries have each of these ranks; without them, one each.
 
     Returns:
         dict of floats: `hits@<k>` for each k and `mrr` (0 to 1), `median_rank` (may be inf).
@@ -129,10 +130,15 @@ def summarize_ranks(ranks, ks=(1, 5, 10)):
         raise ValueError("a rank is below 1 or NaN; ranks count from 1")
     if any(k < 1 or k != int(k) for k in ks):
         raise ValueError(f"cut-offs must be integers of 1 or more, got {list(ks)}")
-    summary = {f"hits@{int(k)}": float((ranks <= k).mean()) for k in ks}
-    summary["mrr"] = float((1.0 / ranks).mean())
-    # np.median averages the two middle values, and inf with inf is inf: no special case needed
-    summary["median_rank"] = float(np.median(ranks))
+    counts = np.ones(ranks.shape, dtype=np.int64) if counts is None else np.asarray(counts, dtype=np.int64)
+    order = np.argsort(ranks, kind="stable")  # the same figures, to the last bit, in whatever order the queries come
+    ranks, up_to = ranks[order], np.cumsum(counts[order])
+    total = int(up_to[-1])
+    summary = {f"hits@{int(k)}": int(counts[order][ranks <= k].sum()) / total for k in ks}
+    summary["mrr"] = float((counts[order] / ranks).sum()) / total
+    # of an even number the mean of the two in the middle; inf with inf is inf: no special case needed
+    middle = [ranks[np.searchsorted(up_to, place, side="right")] for place in ((total - 1) // 2, total // 2)]
+    summary["median_rank"] = float(sum(middle) / 2)
     return summary
 
 

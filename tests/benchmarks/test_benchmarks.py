@@ -36,6 +36,16 @@ def test_the_page_says_what_the_results_say(path):
         assert f"| {name} | {int(row['batch_size']):,} | {float(row['peak_gib']):.2f} |" in PAGE
 
 
+@pytest.mark.parametrize("path", sorted((FOLDER / "results").glob("million_queries-*.csv")), ids=lambda path: path.stem)
+def test_the_page_says_what_a_million_queries_take(path):
+    assert f"(results/{path.name})" in PAGE
+    for row in rows_of(path):
+        memory = " | ".join(row[f"{when}_mib"] for when in ("start", "middle", "end"))
+        same = {"True": "yes", "False": "no"}[row["same_bytes"]]
+        counts = f"{int(row['queries']):,} | {memory} | {row['kills']} | {int(row['lines']):,}"
+        assert f"| {row['format']} | {counts} | {same} |" in PAGE
+
+
 @pytest.mark.parametrize("path", sorted((FOLDER / "results").glob("losses-*.csv")), ids=lambda path: path.stem)
 def test_the_page_gives_mean_and_spread_of_the_losses(path):
     rows = rows_of(path)

@@ -1,7 +1,10 @@
 """A datasets cache of the test's own, and pictures whose colour tells which is which."""
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
+from datasets import Features, Value
 from PIL import Image
 
 
@@ -37,3 +40,15 @@ def colours():
 def rows_of():
     """rows_of(dataset) -> {image_id: captions}, in order."""
     return lambda dataset: dict(zip(dataset["image_id"], dataset["captions"], strict=True))
+
+
+@pytest.fixture
+def write_parquet():
+    """write_parquet(file, [({"bytes": ..., "path": ...}, caption), ...]): as it is given; `datasets` would embed the files."""
+
+    def run(file, rows):
+        schema = Features({"image": datasets.Image(), "caption": Value("string")}).arrow_schema
+        columns = {"image": [image for image, _ in rows], "caption": [caption for _, caption in rows]}
+        pyarrow.parquet.write_table(pyarrow.table(columns, schema=schema), file)
+
+    return run

@@ -104,11 +104,11 @@ def test_no_picture_at_all_is_there(tmp_path):
             "image,words\na.png,one\n",
             r"no caption column; its columns are image, words; name one with --caption_column",
         ),
-        ("picture,caption\na.png,one\n", r"no image column; its columns are picture, caption"),
+        ("photo,caption\na.png,one\n", r"no image column; its columns are photo, caption"),
         ("image,caption\n", "holds no caption"),
         ("", "is empty"),
-        ("image,caption\na.png\n", r"row 2: 2 fields expected \(image, caption\)"),
-        ("image_name| comment_number| comment\na.png| no number\n", "row 2: 3 fields expected"),
+        ("image,caption\na.png\n", r"line 2: 2 fields expected \(image, caption\)"),
+        ("image_name| comment_number| comment\na.png| no number\n", "line 2: 3 fields expected"),
     ],
 )
 def test_bad_caption_files(tmp_path, paint, colours, content, message):

@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as Pillow
 
 from imagedex.corpora import load_corpus
-from imagedex.corpora.forms import hub
+from imagedex.corpora.forms.contents import FOUND, Place, read_split
 from imagedex.errors import UserError
 
 
@@ -217,7 +217,7 @@ def test_table_file_with_embedded_pictures(tmp_path, colours, rows_of):
         ("train.csv", "image,caption\n", {}, "holds no row"),
         ("train.csv", "", {}, "is empty"),
         ("train.csv", "image,image\na,b\n", {}, "names a column twice"),
-        ("train.csv", "image,caption\na.png,x,y,z\nb.png,x,y,z,u\n", {}, "cannot be read as csv"),
+        ("train.csv", "caption,image\nx,a.png,y,z\n", {}, "line 2: 2 fields expected"),
         ("train.txt", "x", {}, r"a table in \.csv"),
         ("train.jsonl", '{"image": 3, "caption": "x"}', {"image_column": "image"}, "holds no pictures but"),
         ("train.jsonl", '{"image": "a.png", "caption": 3}', {"caption_column": "caption"}, "is no text"),
@@ -237,7 +237,7 @@ def test_hub_rows_do_not_copy_pictures(tmp_path, colours):
     table = embedded([("a.png", colours["red"], "1"), ("b.png", colours["blue"], "2"), ("a.png", colours["red"], "3")])
     table.to_parquet(tmp_path / "train.parquet")
     loaded = datasets.load_dataset("parquet", data_files=str(tmp_path / "train.parquet"), split="train")
-    written = hub.read_split(loaded, "train", "here", None, None, None)
+    written = read_split(loaded, "train", "here", Place(None, None), FOUND)
     assert [file["filename"] for file in written.cache_files] == [file["filename"] for file in loaded.cache_files]
 
 
@@ -246,5 +246,5 @@ def test_no_picture_is_decoded_while_the_table_is_built(tmp_path, colours):
     spoilt = table.cast_column("image", Image(decode=False)).map(
         lambda row: {"image": {"bytes": row["image"]["bytes"][:20], "path": row["image"]["path"]}}
     )
-    built = hub.read_split(spoilt.cast_column("image", Image()), "train", "here", None, None, None)
+    built = read_split(spoilt.cast_column("image", Image()), "train", "here", Place(None, None), FOUND)
     assert built["captions"][:] == [["1", "3"], ["2"]]

@@ -100,7 +100,7 @@ def test_errors(tmp_path, paint, colours, rows, options, message):
 def test_malformed_metadata(tmp_path, paint, colours):
     paint(tmp_path, {"a.png": colours["red"]})
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": \n')
-    with pytest.raises(UserError, match=r"metadata\.jsonl cannot be read as jsonl"):
+    with pytest.raises(UserError, match=r"metadata\.jsonl, line 1 is no valid JSON"):
         load_corpus(str(tmp_path))
 
 

@@ -193,15 +193,91 @@ def test_a_shard_that_was_cut_is_an_error(shards, caplog):
     [
         ([("1.png", png((1, 1, 1)))], "has no caption column; its columns are png"),
         ([("1.txt", "a")], "has no image column; its columns are txt"),
-        ([("1.png", png((1, 1, 1))), ("1.txt", "a"), ("2.png", png((1, 1, 1)))], "don't share the same prefix"),
-        ([], "cannot be streamed"),
+        ([], "there is no sample in it"),
     ],
-    ids=["no caption", "no picture", "mixed", "empty"],
+    ids=["no caption", "no picture", "empty"],
 )
 def test_shards_in_another_layout(tmp_path, files, message, write_shard):
     write_shard(tmp_path / "a.tar", files)
     with pytest.raises(UserError, match=message):
         open_stream(str(tmp_path))
+
+
+def jpeg(colour):
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 4), colour).save(buffer, "jpeg", quality=100, subsampling=0)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "is_png", [lambda n: n % 2, lambda n: n > 25, lambda n: n == 0], ids=["mixed", "late", "early"]
+)
+def test_each_sample_brings_its_picture_whatever_its_ending(tmp_path, write_shard, is_png):
+    files = []
+    for n in range(30):
+        grey = (8 * n, 8 * n, 8 * n)
+        files += [(f"{n:03d}.png", png(grey)) if is_png(n) else (f"{n:03d}.JPG", jpeg(grey)), (f"{n:03d}.txt", str(n))]
+    write_shard(tmp_path / "a.tar", files)
+    read = [(decode(row).getpixel((0, 0))[0] / 8, row["caption"]) for row in open_stream(str(tmp_path)).one_pass()]
+    assert [caption for _, caption in read] == [str(n) for n in range(30)]
+    assert all(abs(value - int(caption)) < 0.5 for value, caption in read)
+
+
+def test_odd_samples(tmp_path, write_shard):
+    """Captions here in a txt, there in a json; a line separator within one; no picture, no caption; foreign files unread."""
+    write_shard(
+        tmp_path / "a.tar",
+        [("1.png", png((1, 1, 1))), ("1.txt", "a\u2028b\r\nc\n"), ("1.pyd", b"\x80\x04unread"),
+         ("2.png", png((2, 2, 2))), ("2.json", {"caption": ["d"]}), ("._3.png", b"a Mac's"), ("3.txt", "e"),
+         ("4.png", png((4, 4, 4)))],
+    )  # fmt: skip
+    rows = list(open_stream(str(tmp_path), caption_column=None).one_pass())
+    assert [row["caption"] for row in rows] == ["a\u2028b", "c", "d", "e", None]
+    assert [row["image"] is None for row in rows] == [False, False, False, True, False]
+    with pytest.raises(LocalUserError, match="sample 3 of .*it has no picture"):
+        decode(rows[3])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("9.txt", b"caf\xe9", "sample 9 of .* is not UTF-8"),
+        ("9.txt", "x" * 1_000_000, "1,000,000 characters"),
+        ("9.json", b'{"caption": "a', "json of sample 9 of .* is no valid JSON"),
+        ("9.json", b'{"caption": "\\ud83d"}', "half of a character"),
+        ("9.json", b'{"caption": 5}', "sample 9 of .* is no text or list of texts: 5"),
+    ],
+)
+def test_a_caption_that_cannot_be_read_names_its_sample(tmp_path, write_shard, name, content, message):
+    good = [
+        (f"{n}.png", png((n, n, n))) if even else (f"{n}.json", {"caption": "x"}) for n in range(9) for even in (1, 0)
+    ]
+    write_shard(tmp_path / "a.tar", [*good, ("9.png", png((9, 9, 9))), (name, content)])
+    with pytest.raises(UserError, match=message):
+        list(open_stream(str(tmp_path)).one_pass())
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{000000000..999999999}.tar", "{0..999}/{0..999}/{0..999}.tar", "{0..9}" * 9 + ".tar"]
+)
+def test_a_pattern_stands_for_so_many_shards_at_most(pattern):
+    with pytest.raises(UserError, match="more than 1,000,000 shards"):
+        expand_shards(pattern)
+
+
+def test_rows_of_a_stream_stay_in_its_folder(tmp_path, write_parquet):
+    (tmp_path / "outside.png").write_bytes(png((1, 1, 1)))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "inside.png").write_bytes(png((2, 2, 2)))
+    for path, allowed in (("inside.png", True), (str(tmp_path / "outside.png"), False), ("../outside.png", False),
+                          ("http://127.0.0.1:9/a.png", False)):  # fmt: skip
+        write_parquet(tmp_path / "data" / "train.parquet", [({"bytes": None, "path": path}, "a")])
+        stream = open_stream(str(tmp_path / "data"))
+        if allowed:
+            assert [decode(row).getpixel((0, 0)) for row in stream.one_pass()] == [(2, 2, 2)]
+        else:
+            with pytest.raises(LocalUserError, match="which is not below"):
+                list(stream.one_pass())
 
 
 def test_nothing_to_stream(tmp_path):

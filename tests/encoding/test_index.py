@@ -70,6 +70,24 @@ def test_an_index_of_another_model_or_bank_is_refused(parts, tmp_path):
             weight[0, 0] -= 1e-3
 
 
+def test_every_flipped_byte_of_the_gallery_is_found(parts, tmp_path):
+    model, image_processor, gallery = parts
+    encode(tmp_path, model, image_processor, gallery.select(range(2)))
+    path = tmp_path / "gallery.json"
+    content, unharmed = path.read_bytes(), 0
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            read_vectors(tmp_path)
+        except UserError as error:
+            assert "is damaged" in str(error)
+        else:
+            unharmed += 1
+    assert unharmed <= len("checksum")  # its name, without which it is an index as it used to be
+    encode(tmp_path, model, image_processor, gallery.select(range(2)))
+    assert path.read_bytes() == content
+
+
 def test_no_index(tmp_path):
     with pytest.raises(UserError, match="no finished index"):
         read_vectors(tmp_path)

@@ -1,8 +1,10 @@
 """Rows on disk by key: found again in any order, whole or not there, of one maker, and never trusted when a byte has changed."""
 
+import errno
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from imagedex.encoding import store as stores
-from imagedex.encoding.store import Store, check_room, picture_keys, weights_fingerprint
+from imagedex.encoding.store import Store, check_room, picture_keys, weights_fingerprint, with_checksum
 from imagedex.errors import UserError
 from imagedex.retrieval.gallery import read_gallery
 
@@ -154,6 +156,84 @@ def test_a_damaged_shard_is_found_and_made_anew(tmp_path, damage, caplog):
     assert store.rows(keys_of(numbers)).array("bias").tolist() == numbers
 
 
+def test_every_flipped_byte_of_a_shard_is_found(tmp_path, caplog):
+    """Of header and rows alike: never an exception, never a wrong row."""
+    filled(tmp_path, range(3))
+    (victim,) = shard_files(tmp_path)
+    content = victim.read_bytes()
+    for place in range(len(content)):
+        caplog.clear()
+        victim.write_bytes(content[:place] + bytes([content[place] ^ (1 << place % 8)]) + content[place + 1 :])
+        assert len(Store(tmp_path, MAKER)) == 0 and str(victim) in caplog.text, place
+    for length in range(0, len(content), 7):
+        victim.write_bytes(content[:length])
+        assert len(Store(tmp_path, MAKER)) == 0, length
+    filled(tmp_path, range(3))
+    assert victim.read_bytes() == content
+
+
+def test_every_flipped_byte_of_the_record_is_found_and_mended(tmp_path, caplog):
+    filled(tmp_path, range(3))
+    record = tmp_path / "store.json"
+    content = record.read_bytes()
+    unharmed = 0
+    for place in range(len(content)):
+        caplog.clear()
+        record.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        seen = []
+        filled(tmp_path, range(3), seen)
+        assert not seen  # the rows know themselves whose they are
+        if "store.json is damaged" in caplog.text:
+            assert record.read_bytes() == content, place
+        else:
+            unharmed += 1  # the checksum's own name, without which it is a record as it used to be
+    assert unharmed <= len("checksum")
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_made_anew(tmp_path, caplog):
+    numbers = list(range(10))
+
+    def deletes(batches, at=3, times=[1]):  # noqa: B006  one for all calls
+        for number, part in enumerate(doubling(numbers)(batches)):
+            if number == at and times[0]:
+                times[0] -= 1
+                shutil.rmtree(tmp_path / "store")
+            yield part
+
+    store = Store(tmp_path / "store", MAKER)
+    store.fill(keys_of(numbers), deletes, 2, rows_per_shard=2)
+    assert store.rows(keys_of(numbers)).array("bias").tolist() == numbers
+    assert "has lost rows" in caplog.text and len(Store(tmp_path / "store", MAKER)) == 10
+
+    def always(batches):
+        for part in doubling(numbers)(batches):
+            shutil.rmtree(tmp_path / "other", ignore_errors=True)
+            yield part
+
+    with pytest.raises(UserError, match="something deletes it"):
+        Store(tmp_path / "other", MAKER).fill(keys_of(numbers), always, 2, rows_per_shard=2)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_disk_that_takes_no_more_is_one_line_and_breaks_nothing(tmp_path, monkeypatch, code):
+    numbers, written = list(range(9)), []
+
+    def fails(handle, data, honest=os.fdopen):
+        written.append(1)
+        if len(written) > 3:  # store.json and two shards
+            raise OSError(code, os.strerror(code))
+        return honest(handle, data)
+
+    monkeypatch.setattr(os, "fdopen", fails)
+    with pytest.raises(UserError, match=os.strerror(code)):
+        filled(tmp_path, numbers, rows_per_shard=3)
+    monkeypatch.undo()
+    assert len(Store(tmp_path, MAKER)) == 6 and not list(tmp_path.glob(".*"))
+    seen = []
+    filled(tmp_path, numbers, seen, rows_per_shard=3)
+    assert sum(seen) == 3
+
+
 def test_a_shard_of_another_maker_is_not_taken(tmp_path, caplog):
     filled(tmp_path / "a", range(4))
     other = Store(tmp_path / "b", {"model": "other"})
@@ -171,11 +251,9 @@ def test_a_folder_of_another_maker_or_format_is_refused(tmp_path):
         Store(tmp_path, {"model": "other"}, "index")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     record = json.loads((tmp_path / "store.json").read_text())
-    (tmp_path / "store.json").write_text(json.dumps(record | {"format": 999}))
+    del record["checksum"]
+    (tmp_path / "store.json").write_text(json.dumps(with_checksum(record | {"format": 999})))
     with pytest.raises(UserError, match="another format"):
-        Store(tmp_path, MAKER)
-    (tmp_path / "store.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
         Store(tmp_path, MAKER)
     (tmp_path / "store.json").unlink()
     (tmp_path / "index.json").write_text("{}")
@@ -218,6 +296,14 @@ def test_a_kill_loses_at_most_the_shard_at_work_and_never_mixes_makers(tmp_path)
     assert start("killed", "m").wait() == 0 and start("whole", "m").wait() == 0
     for one, other in zip(*(shard_files(tmp_path / name) for name in ("whole", "killed")), strict=True):
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_two_runs_over_one_folder_are_both_right(tmp_path):
+    code = KILLED.format(path=[p for p in sys.path if p], folder=str(tmp_path / "shared"), maker="m")
+    both = [subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": ""}) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    store = Store(tmp_path / "shared", MAKER)
+    assert len(store) == 4000 and not list((tmp_path / "shared").glob(".*"))
 
 
 def test_room(tmp_path, monkeypatch):

@@ -8,9 +8,10 @@ from PIL import Image
 from transformers import BertConfig, BertModel
 
 from imagedex.encoding.dual_encoder import load_dual_encoder
-from imagedex.encoding.vectors import encode_images, encode_texts, text_length_limit, unit_vectors
+from imagedex.encoding.vectors import count_unknown, encode_images, encode_texts, text_length_limit, unit_vectors
 from imagedex.errors import UserError
 from imagedex.retrieval.gallery import read_gallery
+from imagedex.training.tokenizer import train_tokenizer
 
 SENTENCES = [
     "a red dog",
@@ -138,3 +139,11 @@ def test_a_picture_that_cannot_be_read_is_named(encoder, tmp_path, num_workers):
 def test_nothing_to_encode(encoder, gallery):
     assert len(encode_texts(encoder.model, encoder.tokenizer, [])) == 0
     assert len(encode_images(encoder.model, encoder.image_processor, gallery.select([]))) == 0
+
+
+def test_texts_that_a_tokenizer_does_not_know_are_counted():
+    tokenizer = train_tokenizer(["a red dog", "two cats"] * 3, 60)
+    asked = ["a red cat", "una кошка", "红 dog", "a dog 🐶"]
+    assert count_unknown(tokenizer, tokenizer(asked)["input_ids"]) == 3
+    tokenizer.unk_token = tokenizer.eos_token  # as CLIP's: then nobody knows
+    assert count_unknown(tokenizer, tokenizer(asked)["input_ids"]) == 0

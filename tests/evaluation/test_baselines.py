@@ -13,8 +13,9 @@ from rank_bm25 import BM25Okapi
 from transformers import BertConfig, BertModel, BertTokenizer, T5Config, T5Model
 
 from imagedex.errors import UserError
-from imagedex.evaluation.baselines import BM25, TextEncoder, baseline_rows, mean_caption_vectors, words
+from imagedex.evaluation.baselines import BM25, TextEncoder, baseline_rows, mean_caption_vectors
 from imagedex.evaluation.intervals import interval_of, intervals, without_intervals
+from imagedex.words import words
 
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "photos-900"
 PHOTOS = Path(os.environ.get("PHOTOS_900", BESIDE))  # 900 captioned photographs of Flickr8k

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from imagedex.errors import UserError
+from imagedex.files import alone_in
 from imagedex.gallery import compaction
 from imagedex.gallery.gallery import Gallery
 
@@ -231,9 +232,8 @@ def test_what_is_no_gallery_or_of_another_model(gallery, tiny_clip, photos, tmp_
 
 
 def test_two_processes_do_not_change_one_gallery_at_once(gallery, photos):
-    from imagedex.gallery import catalog
-
-    with catalog.writing(gallery.folder), pytest.raises(UserError, match="another process is changing"):
+    gallery.folder.mkdir()
+    with alone_in(gallery.folder), pytest.raises(UserError, match="--gallery .* another run is at work there"):
         gallery.add(photos)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch.nn import functional as F
 from transformers import AutoModel
@@ -102,3 +103,20 @@ def test_what_makes_no_bias():
     for vectors, neighbours in ((torch.empty(0, 4), 5), (torch.ones(4), 5), (unit(3, 4), 0)):
         with pytest.raises(ValueError, match="makes no bias"):
             CaptionBank(vectors, neighbours)
+
+
+def test_a_flipped_byte_of_a_kept_bank_is_found(tmp_path):
+    CaptionBank(unit(9, 8), 3).save_pretrained(tmp_path)
+    path = tmp_path / FILE
+    content = path.read_bytes()
+    for place in range(0, len(content), 3):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(ValueError, match=FILE):
+            CaptionBank.from_pretrained(tmp_path)
+
+
+def test_banks_of_earlier_versions_are_read(tmp_path):
+    vectors = unit(9, 8).half()
+    safetensors.torch.save_file({"vectors": vectors}, tmp_path / FILE, {"neighbours": "3"})
+    found = CaptionBank.from_pretrained(tmp_path)
+    assert torch.equal(found.vectors, vectors) and found.neighbours == 3

@@ -57,21 +57,21 @@ def test_baselines_are_shown_only_beside_the_queries_they_were_asked(tmp_path):
             return 7
 
     def shown(sentences, targets):
-        queries = Queries(sentences, targets)
+        queries = Queries(sentences, targets and [(target,) for target in targets])
         return comparison.reference_rows([str(tmp_path), "openai/clip"], queries, "flickr", None, Rows(gallery))
 
     assert shown(["a cat", "a dog, here"], ["b.jpg", "a.jpg"]) == rows
     assert shown(["a cat", "a dog, here"], ["a.jpg", "b.jpg"]) == {}
     assert shown(["a cat"], ["b.jpg"]) == {}
     assert shown(["a cat", "a dog, here"], None) == {}
-    assert comparison.kept_baselines(tmp_path, Queries(["a cat", "a dog, here"], ["b.jpg", "a.jpg"]), 8) == {}
+    assert comparison.kept_baselines(tmp_path, Queries(["a cat", "a dog, here"], [("b.jpg",), ("a.jpg",)]), 8) == {}
 
 
 def test_a_row_of_two_galleries_is_shown_beside_the_one_that_is_searched(tmp_path):
     (tmp_path / "eval_queries.csv").write_text("caption,image\na cat,b.jpg\n")
     row = {"hits@1": 0.5, "gallery_size": 9, "new_hits@1": 0.75, "new_gallery_size": 2, "possibly_trained_queries": 0}
     (tmp_path / "baselines.json").write_text(json.dumps({"clip": row}))
-    queries = Queries(["a cat"], ["b.jpg"])
+    queries = Queries(["a cat"], [("b.jpg",)])
     whole = {"hits@1": 0.5, "gallery_size": 9, "possibly_trained_queries": 0}
     assert comparison.kept_baselines(tmp_path, queries, 9) == {"clip": whole}
     assert comparison.kept_baselines(tmp_path, queries, 2) == {"clip": {"hits@1": 0.75, "gallery_size": 2}}
@@ -83,7 +83,7 @@ def test_the_ceiling_of_the_scenes_is_that_of_these_queries():
 
     scenes = load_corpus("shape_scenes", "30").splits["train"]
     asked = [captions[0] for captions in scenes["captions"]]
-    targets = scenes["image_id"][:]
+    targets = [(image_id,) for image_id in scenes["image_id"]]
     rows = comparison.reference_rows([], Queries(asked, targets), "shape_scenes", "30", scenes)
     assert list(rows) == [comparison.CEILING]
     assert rows[comparison.CEILING] == perfect_reader(asked, n_scenes=30) | {"gallery_size": 30}
@@ -115,7 +115,7 @@ def test_intervals_stand_beside_their_figures():
 
 def test_trained_and_added_pictures_are_judged_apart():
     ranks = {"old": [1, 2, math.inf], "new": [4, math.inf]}
-    rankings = [Ranking("q", [], [], target, rank) for target, own in ranks.items() for rank in own]
+    rankings = [Ranking("q", [], [], [target], rank) for target, own in ranks.items() for rank in own]
     groups = comparison.group_figures(rankings, {"new", "another"}, 10)
     assert groups["seen"] == {"hits@1": pytest.approx(1 / 3), "hits@5": pytest.approx(2 / 3), "median_rank": 2,
                               "hits@10": pytest.approx(2 / 3), "mrr": 0.5, "queries": 3, "pictures": 8}  # fmt: skip

@@ -41,7 +41,7 @@ def load(image_id):
 
 
 def ranking(query, images, target=None, rank=None):
-    return Ranking(query, images, [0.9 - 0.1 * place for place in range(len(images))], target, rank)
+    return Ranking(query, images, [0.9 - 0.1 * place for place in range(len(images))], target and [target], rank)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from imagedex.errors import UserError
 from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
 from imagedex.modeling.identifiers import Identifiers
-from imagedex.retrieval.generative import GenerativeRetriever, load_generative, restricted, without_identifier, written
+from imagedex.retrieval.generative import GenerativeRetriever, load_generative, restricted, without_identifier
 
 QUERIES = ["A red dog (on the LEFT)!", "the blue half", "yellow grass", "a red dog on the left"]
 
@@ -41,16 +41,18 @@ def by_hand(parts, sentence, image_id):
 def test_with_a_beam_for_each_picture_the_ranking_is_the_exhaustive_one(models, name, gallery_ids):
     parts = load_generative(str(models[name]))
     targets = [gallery_ids[row] for row in (3, 22, 0, 3)]
-    found = GenerativeRetriever("tiny", parts, num_beams=23, batch_size=3).search(QUERIES, 5, targets)
+    found = GenerativeRetriever("tiny", parts, num_beams=23, batch_size=3).search(
+        QUERIES, 5, [(target,) for target in targets]
+    )
     for ranking, sentence, target in zip(found, QUERIES, targets, strict=True):
         scores = {image_id: by_hand(parts, sentence, image_id) for image_id in gallery_ids}
         best = sorted(scores, key=scores.get, reverse=True)
-        assert ranking.query == sentence and ranking.target == target
+        assert ranking.query == sentence and ranking.targets == [target]
         assert ranking.images == best[:5]
         assert ranking.scores == pytest.approx([scores[image_id] for image_id in best[:5]], abs=1e-4)
         assert ranking.rank == 1 + best.index(target)
     assert found[0].images == found[3].images  # the same sentence once it is cleaned
-    assert found[0].images != found[1].images
+    assert found[0].scores != found[1].scores
 
 
 def test_a_picture_beyond_the_beams_has_no_rank_and_one_beyond_k_has(models, gallery_ids):
@@ -60,7 +62,7 @@ def test_a_picture_beyond_the_beams_has_no_rank_and_one_beyond_k_has(models, gal
     beams = narrow.candidates(QUERIES[:1])[0].images
     assert len(set(beams)) == 4
     lost = next(image_id for image_id in everything.images if image_id not in beams)
-    ranked = narrow.search(QUERIES[:1] * 2, 2, [beams[3], lost])
+    ranked = narrow.search(QUERIES[:1] * 2, 2, [(beams[3],), (lost,)])
     assert [ranking.images for ranking in ranked] == [beams[:2]] * 2
     assert [ranking.rank for ranking in ranked] == [4, math.inf]
     assert summarize_ranks([ranking.rank for ranking in ranked])["mrr"] == pytest.approx(0.125)
@@ -79,15 +81,19 @@ def test_a_smaller_gallery_is_searched_alone_and_scores_stay(models, gallery_ids
     assert found.scores == pytest.approx(sorted(scores.values(), reverse=True), abs=1e-4)
 
 
-def test_sentences_are_written_as_in_training(models, save_generative, gallery_ids, tmp_path, caplog):
-    processor = load_generative(str(models["t5"])).processor
+def test_sentences_are_written_as_in_training(models, save_generative, gallery_ids, tmp_path):
+    retriever = GenerativeRetriever("t5", load_generative(str(models["t5"])))
+    processor = retriever.parts.processor
     assert (processor.prompt, processor.clean_text, processor.max_text_length) == ("question: ", True, 20)
-    rows = written(["A dog!", " ".join(["red"] * 50)], processor)
-    assert processor.tokenizer.decode(rows[0]["input_ids"], skip_special_tokens=True) == "question: a dog"
-    assert len(rows[1]["input_ids"]) == 20 and "1 of 2 sentences are longer than 20 tokens" in caplog.text
+    rows = [*retriever.written(["A dog!"]), *retriever.written([" ".join(["red"] * 50)])]
+    assert processor.tokenizer.decode(rows[0]["input_ids"], skip_special_tokens=True) == "question : a dog"
+    assert len(rows[1]["input_ids"]) == 20
+    assert retriever.remarks() == ["1 of 2 sentences are longer than 20 tokens and were cut"]
     style = {"prompt": "", "clean_text": False, "max_text_length": 9}
     plain = load_generative(str(save_generative(tmp_path / "plain", "t5", "naive", gallery_ids, style=style)))
-    assert written(["A dog!"], plain.processor)[0]["input_ids"] == plain.processor.tokenizer("A dog!")["input_ids"]
+    retriever = GenerativeRetriever("plain", plain)
+    assert retriever.written(["A dog!"])[0]["input_ids"] == plain.processor.tokenizer("A dog!")["input_ids"]
+    assert retriever.remarks() == ["1 of 1 texts have words or signs that the tokenizer does not know"]  # "!"
 
 
 def test_a_model_that_kept_its_style_with_the_identifiers_keeps_it(save_generative, gallery_ids, tmp_path):
@@ -142,5 +148,19 @@ def test_what_cannot_answer_is_refused_in_one_line(models, tiny_clip, tmp_path):
     refused("brings no identifiers.json", "run_dsi.py", change=lambda folder: (folder / "identifiers.json").unlink())
     refused("not of one another", change=lambda folder: shutil.copy(models["t5"] / "identifiers.json", folder))
     refused("100000", change=greater_tokens)
-    refused("cannot load the model", change=lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99))
+    refused(
+        "its model.safetensors is broken", change=lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99)
+    )
     refused("tokenizer", change=lambda folder: [path.unlink() for path in folder.glob("tokenizer*")])
+
+
+@pytest.mark.parametrize("name", ["t5", "codebook_t5"])
+@pytest.mark.parametrize("num_beams", [1, 4, 23])
+def test_weights_that_are_no_numbers_are_one_line_and_not_empty_rankings(models, name, num_beams):
+    parts = load_generative(str(models[name]))
+    with torch.no_grad():
+        parts.model.get_input_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(
+        UserError, match="^tiny: the model gives no identifier a score but NaN or infinity; its weights"
+    ):
+        GenerativeRetriever("tiny", parts, num_beams=num_beams).search(QUERIES, 5)

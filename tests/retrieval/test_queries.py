@@ -40,7 +40,7 @@ def test_tables_with_and_without_right_pictures(tmp_path, extension, column):
     path = write_table(tmp_path / f"q{extension}", {"id": [1, 2, 3], column: SENTENCES})
     assert read_queries(path, column) == Queries(EXPECTED, None)
     path = write_table(tmp_path / f"q{extension}", {column: SENTENCES, "image": IMAGES})
-    assert read_queries(path, column) == Queries(EXPECTED, IMAGES)
+    assert read_queries(path, column) == Queries(EXPECTED, [(image,) for image in IMAGES])
     path = write_table(tmp_path / f"q{extension}", {column: SENTENCES, "image": [None] * 3})
     assert read_queries(path, column) == Queries(EXPECTED, None)
 
@@ -52,7 +52,7 @@ def test_text_is_one_sentence_a_line(tmp_path):
 
 def test_csv_with_byte_order_mark_and_line_breaks(tmp_path):
     path = write(tmp_path, "q.csv", '\ufeffcaption,image\r\n"a dog,\nrunning",a.jpg\r\n')
-    assert read_queries(path) == Queries(["a dog, running"], ["a.jpg"])
+    assert read_queries(path) == Queries(["a dog, running"], [("a.jpg",)])
 
 
 def test_extension_in_capitals(tmp_path):
@@ -78,6 +78,27 @@ WRONG = {
     "not parquet": ("q.parquet", "x", "not a Parquet file"),
     "not utf-8": ("q.txt", "größe".encode("latin-1"), "not UTF-8"),
     "some right pictures": ("q.csv", "caption,image\na,a.jpg\nb,\nc,\n", "2 of 3 have none, the first is line 3"),
+    "half a surrogate pair": ("q.jsonl", '{"caption": "a \\ud83d dog"}', "half of a surrogate pair"),
+    "a picture of half a pair": ("q.jsonl", '{"caption": "a", "image": "\\ud83d.jpg"}', "half of a surrogate pair"),
+    "a number of 5,000 digits": ("q.jsonl", '{"caption": "a", "n": ' + "9" * 5000 + "}", "line 1 is not JSON"),
+    "100,000 brackets": ("q.jsonl", '{"caption": "a", "n": ' + "[" * 100_000, "line 1 is not JSON"),
+    "a long thing": ("q.jsonl", '{"caption": [' + "1, " * 10_000 + "1]}", " …, not a sentence"),
+    "null": ("q.jsonl", '{"caption": null}', "holds None, not a sentence"),
+    "not a number": ("q.jsonl", '{"caption": NaN}', "holds nan, not a sentence"),
+    "numbers as pictures": ("q.jsonl", '{"caption": "a", "image": 3}', "column 'image' holds 3, not the name"),
+    "a list of numbers": ("q.jsonl", '{"caption": "a", "image": [3]}', "column 'image' holds [3], not the name"),
+    "a list with a hole": (
+        "q.csv",
+        'caption,image\na,"[""x.jpg"", null]"\n',
+        "not the name of the right picture or a list",
+    ),
+    "no right picture in one row": (
+        "q.jsonl",
+        '{"caption": "a", "image": []}\n{"caption": "b", "image": "b.jpg"}',
+        "1 of 2",
+    ),
+    "a column twice": ("q.csv", "caption,image,caption\na,x.jpg,b\n", "several columns 'caption'"),
+    "utf-16": ("q.csv", "caption\na\n".encode("utf-16"), "not UTF-8"),
     "broken quotes": ("q.csv", 'caption,image\n"a,a.jpg\n', "line"),
 }
 
@@ -99,7 +120,7 @@ def test_empty_parquet(tmp_path):
 
 
 def test_right_pictures_outside_the_gallery_are_counted():
-    queries = Queries(["a", "b", "c", "d"], ["x.jpg", "in.jpg", "x.jpg", "y.jpg"])
+    queries = Queries(["a", "b", "c", "d"], [("x.jpg",), ("in.jpg",), ("in.jpg", "x.jpg"), ("y.jpg",)])
     with pytest.raises(
         UserError, match="3 of 4 queries in q.csv name 2 pictures that are not in the gallery of 1 .x.jpg, y"
     ):
@@ -110,4 +131,58 @@ def test_right_pictures_outside_the_gallery_are_counted():
 
 def test_json_lines_may_be_written_by_hand(tmp_path):
     lines = [json.dumps({"caption": "a", "image": "x.jpg"}), "", json.dumps({"caption": "b", "image": "y.jpg", "n": 1})]
-    assert read_queries(write(tmp_path, "q.jsonl", "\n".join(lines))).targets == ["x.jpg", "y.jpg"]
+    assert read_queries(write(tmp_path, "q.jsonl", "\n".join(lines))).targets == [("x.jpg",), ("y.jpg",)]
+
+
+SEVERAL = {  # file -> its right pictures
+    "lists": ("q.jsonl", '{"caption": "a", "image": ["x.jpg", "y.jpg"]}\n{"caption": "b", "image": "z.jpg"}'),
+    "JSON in a cell": ("q.csv", 'caption,image\na,"[""x.jpg"", ""y.jpg""]"\nb,z.jpg\n'),
+    "the same one twice": ("q.jsonl",
+                           '{"caption": "a", "image": ["x.jpg", "y.jpg", "x.jpg"]}\n{"caption": "b", "image": "z.jpg"}'),
+    "semicolons": ("q.csv", 'caption;image\n"a";"[""x.jpg"", ""y.jpg""]"\nb;z.jpg\n'),
+    "tabs and blanks": ("q.csv", 'image\tcaption\n"[""x.jpg"", ""y.jpg""]"\ta\nz.jpg\tb\n'),
+    "blanks behind commas": ("q.csv", 'caption, image\na, "[""x.jpg"", ""y.jpg""]"\nb, z.jpg\n'),
+    "byte order mark, CRLF": ("q.csv", '\ufeffcaption,image\r\na,"[""x.jpg"", ""y.jpg""]"\r\nb,z.jpg\r\n'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, content", SEVERAL.values(), ids=SEVERAL)
+def test_several_right_pictures(tmp_path, name, content):
+    queries = read_queries(write(tmp_path, name, content))
+    assert queries == Queries(["a", "b"], [("x.jpg", "y.jpg"), ("z.jpg",)])
+
+
+def test_several_right_pictures_of_parquet(tmp_path):
+    path = tmp_path / "q.parquet"
+    table = {"caption": ["a", "b"], "image": [["x.jpg", "y.jpg"], ["z.jpg"]]}
+    pyarrow.parquet.write_table(pyarrow.table(table), path)
+    assert read_queries(path).targets == [("x.jpg", "y.jpg"), ("z.jpg",)]
+
+
+def test_a_name_that_only_begins_like_a_list_is_a_name(tmp_path):
+    assert read_queries(write(tmp_path, "q.csv", "caption,image\na,[1] x.jpg\n")).targets == [("[1] x.jpg",)]
+
+
+@pytest.mark.parametrize("column", ["Image", "file_name", "img"])
+def test_a_column_of_another_name_is_said(tmp_path, caplog, column):
+    assert read_queries(write(tmp_path, "q.csv", f"caption,{column}\na,x.jpg\n")).targets is None
+    assert f"column 'image' of the right pictures is not there (but 'caption', '{column}')" in caplog.text
+
+
+def test_an_empty_column_is_said(tmp_path, caplog):
+    assert read_queries(write(tmp_path, "q.csv", "caption,image\na,\n")).targets is None
+    assert "column 'image' of the right pictures is empty, so no figures are made" in caplog.text
+    caplog.clear()
+    read_queries(write(tmp_path, "q.txt", "a dog"))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("name, head", [("q.txt", ""), ("q.csv", "caption\n")])
+def test_an_endless_sentence_is_cut_and_said(tmp_path, caplog, name, head):
+    queries = read_queries(write(tmp_path, name, head + "a dog\n" + "ab" * 500_000 + "\n"))
+    assert queries.sentences == ["a dog", "ab" * 5_000]
+    assert "1 of 2 sentences have more than 10000 characters and are cut" in caplog.text
+
+
+def test_signs_that_separate_lines_elsewhere_stay_in_a_sentence(tmp_path):
+    assert read_queries(write(tmp_path, "q.txt", "a\u2028b\n\n \nc\x85d\n")).sentences == ["a b", "c d"]

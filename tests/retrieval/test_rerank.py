@@ -46,7 +46,7 @@ def test_what_the_beams_found_comes_in_the_order_of_its_cosines():
     ]
     retriever = RerankedRetriever(Beams(found), Compass())
     assert retriever.name == "beams reranked by compass" and retriever.image_ids == PICTURES
-    targets = ["north-east.jpg", "east.jpg", "east.jpg"]
+    targets = [("north-east.jpg",), ("east.jpg",), ("east.jpg",)]
     first, second, third = retriever.search(["go north", "go east", "go east"], 3, targets)
     assert first.images == ["north.jpg", "north-east.jpg", "east.jpg"]
     assert first.scores == pytest.approx([1, 0.8, 0]) and first.rank == 2
@@ -59,7 +59,7 @@ def test_what_the_beams_found_comes_in_the_order_of_its_cosines():
 def test_the_right_picture_counts_when_it_is_beyond_k_and_not_when_no_beam_found_it():
     beams = [["south.jpg", "north.jpg", "east.jpg"]] * 2
     first, second = RerankedRetriever(Beams(beams), Compass()).search(
-        ["go north"] * 2, 1, ["south.jpg", "north-east.jpg"]
+        ["go north"] * 2, 1, [("south.jpg",), ("north-east.jpg",)]
     )
     assert first.images == second.images == ["north.jpg"]
     assert first.rank == 3 and second.rank == math.inf

@@ -20,6 +20,7 @@ from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
 from imagedex.modeling.modeling_xmatching import XMatchingModel
 from imagedex.modeling.processing_retrieval import RetrievalProcessor
 from imagedex.retrieval import answering
+from imagedex.retrieval.gallery import read_gallery
 from imagedex.retrieval.retriever import Retriever
 
 SENTENCES = ["a red dog", "the blue half is on the left side", "yellow", "dog runs in the grass", "a green side of"]
@@ -237,7 +238,7 @@ def test_wrong_uses_are_answered_with_one_line_before_anything_is_written(ask_he
     wrong("no column 'text'; it has 'caption', 'image'", flags=["--query_column", "text"])
     wrong("1 of 2 queries", "nowhere.jpg", asked=tmp_path / "q.csv")
     wrong("the folder is empty", gallery=tmp_path / "empty")
-    wrong("--top_k 0: must be 1 or more", flags=["--top_k", 0])
+    wrong("--top_k 0: give 1 or more", flags=["--top_k", 0])
     wrong("--device toaster", flags=["--device", "toaster"])
     wrong("unknown argument --topk", "--top_k", flags=["--topk", 3])
     wrong("output_format", flags=["--output_format", "xml"])
@@ -292,6 +293,9 @@ def test_a_median_rank_that_does_not_exist_is_null(tmp_path):
         def search(self, queries, k, targets=None):
             return []
 
+        def fingerprint(self):
+            return ""
+
     metrics = summarize_ranks([1, math.inf, math.inf])
     path = answering.write_metrics(metrics, Nothing("none", ["a.jpg"]), 3, tmp_path / "metrics.json")
 
@@ -309,3 +313,31 @@ def test_help_explains_each_argument(capsys):
     groups = (run_retrieval.RetrievalArguments, run_retrieval.GenerativeArguments)
     for field in (field for group in groups for field in dataclasses.fields(group)):
         assert f"--{field.name}" in shown and "".join(field.metadata["help"].split()) in shown
+
+
+@pytest.mark.parametrize("name", ["tiny_clip", "tiny_xmatching"])
+def test_of_several_right_pictures_the_best_counts(name, request, ask_here, picture_folder, tmp_path):
+    """Against every cosine by hand; other right pictures stand before nothing."""
+    model, rng = request.getfixturevalue(name), np.random.default_rng(0)
+    image_ids = sorted(read_gallery(str(picture_folder))["image_id"])
+    right = [rng.choice(image_ids, count, replace=False).tolist() for count in (2, 3, 1, 5, len(image_ids))]
+    rows = [{"caption": sentence, "image": own + own[:1]} for sentence, own in zip(SENTENCES, right, strict=True)]
+    queries, out = tmp_path / "several.jsonl", tmp_path / "out"
+    queries.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ask_here(model, queries, out, "--top_k", 3)
+
+    cosines, ranks = by_hand(model, SENTENCES, [picture_folder / image_id for image_id in image_ids]), []
+    for scores, own in zip(cosines, right, strict=True):
+        best = max(scores[image_ids.index(image_id)] for image_id in own)
+        wrong = [score for image_id, score in zip(image_ids, scores, strict=True) if image_id not in own]
+        ranks.append(1 + sum(score >= best - 1e-6 for score in wrong))
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["hits@1"] == np.mean(np.array(ranks) <= 1) and metrics["hits@5"] == np.mean(np.array(ranks) <= 5)
+    assert metrics["mrr"] == pytest.approx(np.mean(1 / np.array(ranks)))
+    assert ranks[-1] == 1 and max(ranks) > 1
+    page = (out / "contact_sheet.html").read_text(encoding="utf-8")
+    found = [
+        set(ranking.images) & set(own)
+        for ranking, own in zip(read_rankings(out / "rankings.jsonl"), right, strict=True)
+    ]
+    assert page.count(">the right picture</span>") == sum(map(len, found)) > 2

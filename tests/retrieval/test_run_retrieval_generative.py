@@ -128,7 +128,7 @@ def test_each_model_answers_from_its_folder(models, name, ask, gallery_ids, targ
     scheme = {"t5": "atomic", "codebook_t5": "rq", "vision_grounded_t5": "semantic"}[name]
     assert (metrics["model"], metrics["identifiers"], metrics["gallery_size"]) == (name, scheme, 23)
     assert metrics["num_beams"] == 23 and "seen" not in metrics and metrics["ms_per_query"] > 0
-    assert f"mrr {metrics['mrr']:.3f}" in shown and "writing identifiers" in shown
+    assert f"mrr {metrics['mrr']:.3f}" in shown and "answering queries" in shown
     files = ["metrics.json", "rankings.jsonl", "retrieval_arguments.json"]
     assert sorted(path.name for path in out.iterdir()) == files  # no picture had to be encoded
 
@@ -404,7 +404,7 @@ def test_wrong_uses_are_answered_with_one_line_before_anything_is_written(
     wrong(tiny_clip, "--rerank_with", tiny_xmatching, parts=["--rerank_with is for"])
     wrong(codebook, "--rerank_with", t5, parts=[f"--rerank_with {t5} is a t5 model"])
     wrong(codebook, "--rerank_with", tmp_path / "q.txt", parts=["--rerank_with", "is not a folder"])
-    wrong(t5, "--num_beams", 0, parts=["--num_beams 0: must be 1 or more"])
+    wrong(t5, "--num_beams", 0, parts=["--num_beams 0: give 1 to 10000"])
     wrong(t5, "--identifier_vectors_from", tiny_xmatching, parts=["give --add_new_images"])
     wrong(models["of eighteen"], "--add_new_images", parts=["--identifier_vectors_from"])
     wrong([t5, t5], parts=["twice"])

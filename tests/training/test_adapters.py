@@ -212,7 +212,7 @@ WRONG = {
         ["--freeze_text_tower", "false", "--freeze_vision_tower", "false"],
         "both are trained as a whole",
     ),
-    "no rank": (["--lora_rank", 0], "it is more than 0"),
+    "no rank": (["--lora_rank", 0], "give 1 to 10000"),
 }
 
 

@@ -11,6 +11,7 @@ from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 
 import run_xmatching
 from imagedex import command_line
+from imagedex.bounds import check_bounds
 from imagedex.corpora import load_corpus
 from imagedex.corpora.arguments import CorpusArguments, DataArguments
 from imagedex.errors import UserError
@@ -139,12 +140,13 @@ def test_half_of_the_area_or_more_and_never_mirrored(arguments):
         ({"random_flip": 0.0}, "--random_flip says how pictures are cut"),
         ({"image_augmentation": "random_resized_crop", "random_crop_scale": [0.5]}, "0.5: give two shares"),
         ({"image_augmentation": "random_resized_crop", "random_crop_scale": [1.0, 0.5]}, "the smaller one first"),
-        ({"image_augmentation": "random_resized_crop", "random_crop_scale": [0.0, 0.5]}, "above 0"),
-        ({"image_augmentation": "random_resized_crop", "random_flip": 1.5}, "a share from 0 to 1"),
+        ({"image_augmentation": "random_resized_crop", "random_crop_scale": [0.0, 0.5]}, "more than 0"),
+        ({"image_augmentation": "random_resized_crop", "random_flip": 1.5}, "give 0 to 1"),
     ],
 )
 def test_parts_that_cannot_be_cut_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
+        check_bounds(CorpusArguments, fields)
         CorpusArguments(**fields)
 
 

@@ -58,6 +58,9 @@ def test_what_is_left_out_and_what_is_not_cropped():
         ({"size": {"shortest_edge": 8}, "image_mean": 0.5}, "image_mean is three numbers"),
         ({"size": {"shortest_edge": 8}, "image_std": [1, 2]}, "image_std is three numbers"),
         ({"size": {"shortest_edge": 8}, "crop_size": "big"}, "big"),
+        ({"size": {"shortest_edge": 100_000}}, "size of 100,000 pixels: at most 4,096"),
+        ({"size": {"height": 8, "width": 10**9}}, "size of 1,000,000,000 pixels"),
+        ({"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 5000}}, "crop_size of 5,000 pixels"),
     ],
 )
 def test_mistakes_are_one_line(config, message):

@@ -1,6 +1,9 @@
 """Frozen towers read once: the same states as reading anew, over runs, splits and views; other weights are never mixed in."""
 
+import errno
 import logging
+import os
+import pickle
 
 import numpy as np
 import pytest
@@ -11,6 +14,8 @@ from imagedex import cli
 from imagedex.corpora import load_corpus
 from imagedex.encoding import store as stores
 from imagedex.errors import UserError
+from imagedex.files import write_atomically
+from imagedex.training import kept as keeping
 from imagedex.training.augmentation import RandomResizedCrop
 from imagedex.training.kept import Keeper, clear_kept, default_keep_dir, token_keys
 from imagedex.training.pictures import Pictures, stacked
@@ -100,11 +105,45 @@ def test_equal_tokens_are_kept_once():
     assert (token_keys(other)[0] != keys[0]).any()
 
 
-def test_a_full_disk_is_said_before_anything_is_written(pictures, tmp_path, monkeypatch):
+def test_a_full_disk_is_said_before_anything_is_written_and_memory_does(pictures, tmp_path, monkeypatch, caplog):
+    expected = keeper(Tower(), tmp_path / "room").keep(pictures, pictures.keys()).states(slice(None))
     monkeypatch.setattr(stores.shutil, "disk_usage", lambda path: type("usage", (), {"free": 10}))
+    kept = keeper(Tower(), tmp_path / "none").keep(pictures, pictures.keys())
+    assert torch.equal(kept.states(slice(None)), expected) and not (tmp_path / "none").exists()
+    assert "its disk has 0 MB left" in caplog.text and caplog.text.count("kept in memory, for this run alone") == 1
+    assert torch.equal(pickle.loads(pickle.dumps(kept)).states([3]), expected[[3]])  # as a worker gets it
+    monkeypatch.setattr(keeping, "IN_MEMORY", 100)
     with pytest.raises(UserError, match="its disk has 0 MB left"):
-        keeper(Tower(), tmp_path).keep(pictures, pictures.keys())
-    assert not list(tmp_path.iterdir())
+        keeper(Tower(), tmp_path / "none").keep(pictures, pictures.keys())
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_folder_that_takes_no_more_is_said_once_and_memory_does(pictures, tmp_path, monkeypatch, caplog, code):
+    expected = keeper(Tower(), tmp_path / "room").keep(pictures, pictures.keys()).states(slice(None))
+    monkeypatch.setattr(keeping, "LARGEST_SHARD", 5 * 5 * 4)  # shards of five rows
+    monkeypatch.setattr(stores, "write_atomically", failing_after(2, code))  # store.json and one shard
+    kept = keeper(Tower(), tmp_path / "full").keep(pictures, pictures.keys())
+    assert torch.equal(kept.states(slice(None)), expected)
+    assert caplog.text.count(os.strerror(code)) == 1 and "kept in memory, for this run alone" in caplog.text
+    assert len(list((tmp_path / "full").glob("*/shard-*"))) == 1
+    monkeypatch.undo()
+    tower = Tower()  # with room again only the others are read
+    assert torch.equal(keeper(tower, tmp_path / "full").keep(pictures, pictures.keys()).states(slice(None)), expected)
+    assert tower.read == 12 - 5 + 1
+    assert not list((tmp_path / "full").glob("*/.*"))
+
+
+def failing_after(count, code):
+    """Writes so many files, then fails as a file system does."""
+    left = [count]
+
+    def write(path, content):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(code, os.strerror(code))
+        write_atomically(path, content)
+
+    return write
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(pictures, tmp_path):

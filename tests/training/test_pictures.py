@@ -1,5 +1,7 @@
 """Pictures that are kept: the numbers of those that are read each time, in the least bytes that hold them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -52,3 +54,22 @@ def test_a_processor_that_is_not_the_same_for_all_is_refused(gallery):
 
     with pytest.raises(UserError, match="--keep_pixels: the image processor treats some pictures unlike the first"):
         Pictures(gallery, Fading(size={"height": 16, "width": 16}), keep=True)
+
+
+@pytest.mark.parametrize("name", ["vit", "patches"])
+def test_a_flipped_byte_of_a_kept_picture_is_found_and_the_picture_read_anew(gallery, name, tmp_path, caplog):
+    gallery.save_to_disk(tmp_path)
+    gallery = Dataset.load_from_disk(tmp_path)
+    image_processor, _ = PROCESSORS[name]
+    Pictures(gallery, image_processor, keep=True)
+    kept = Pictures(gallery, image_processor, keep=True)  # as a later run, from the cache
+    expected = kept[2]["pixel_values"].clone()
+    path = Path(kept.rows.cache_files[0]["filename"])
+    content, row = path.read_bytes(), kept.rows[2]["pixel_values"]
+    with path.open("r+b") as file:
+        file.seek(content.index(row) + len(row) // 2)
+        file.write(bytes([row[len(row) // 2] ^ 16]))
+    damaged = Pictures(gallery, image_processor, keep=True)
+    assert damaged.rows[2]["pixel_values"] != row  # from the same file
+    assert torch.equal(damaged[2]["pixel_values"], expected) and "picture 2 is damaged" in caplog.text
+    assert torch.equal(damaged[1]["pixel_values"], kept[1]["pixel_values"]) and caplog.text.count("damaged") == 1

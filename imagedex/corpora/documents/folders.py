@@ -10,7 +10,7 @@ A JSONL folder holds, one JSON object a line::
 The names that other tools give these columns are known as well (:data:`ID_NAMES`, ...); which were taken is said aloud.
 The second form is what DSI-transformers' script writes (``NQ_10k_multi_task_train.json``, ``NQ_10k_valid.json``: lines of
 ``{"text_id", "text"}``, the text being ``document: ...`` or ``question: ...``). The third is a folder with the parquet
-files of Natural Questions, from which NQ10K is made (:mod:`.natural_questions`).
+files of Natural Questions, from which NQ10K is made (:mod:`.natural_questions`). The fourth is BEIR's (:mod:`.beir`).
 """
 
 import json
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from imagedex.corpora.documents import natural_questions
+from imagedex.corpora.documents import beir, natural_questions
 from imagedex.corpora.documents.natural_questions import load_nq10k
 from imagedex.corpora.documents.text_corpus import TextContents, TextCorpus, build_text_corpus
 from imagedex.corpora.paths import require_folder
@@ -55,6 +55,7 @@ def is_text_corpus(dataset_name: str | None) -> bool:
     folder = Path(dataset_name).expanduser()
     return folder.is_dir() and (
         (folder / DOCUMENT_FILE).is_file()
+        or beir.find(folder)
         or _multi_task_file(folder) is not None
         or natural_questions.find(folder) is not None
     )
@@ -91,7 +92,8 @@ def load_text_corpus(
     }
     folder = Path(os.path.abspath(os.path.expanduser(dataset_name)))
     built_in = dataset_name in ("nq10k", natural_questions.HUB_ID)
-    if not built_in and ((folder / DOCUMENT_FILE).is_file() or (folder.is_dir() and _multi_task_file(folder))):
+    jsonl = (folder / DOCUMENT_FILE).is_file() or beir.find(folder) or (folder.is_dir() and _multi_task_file(folder))
+    if not built_in and jsonl:
         return load_documents(folder, pseudo_queries_file=pseudo_queries_file, **split)
     if not built_in and not (folder.is_dir() and natural_questions.find(folder)):
         require_folder(folder, "--dataset_name")
@@ -107,7 +109,7 @@ def load_text_corpus(
 def load_documents(
     folder: str | os.PathLike, *, pseudo_queries_file: str | os.PathLike | None = None, **split
 ) -> TextCorpus:
-    """A folder of documents and questions in JSONL, or of the files of DSI-transformers; see the top of this file.
+    """A folder of documents and questions in JSONL, or as BEIR or DSI-transformers have them; see the top of this file.
 
     Args:
         pseudo_queries_file: instead of the ``pseudo_queries.jsonl`` of the folder.
@@ -118,8 +120,13 @@ def load_documents(
             is of a document that is not there.
     """
     folder = require_folder(folder, "--dataset_name")
-    multi_task = None if (folder / DOCUMENT_FILE).is_file() else _multi_task_file(folder)
-    contents = _read_multi_task(folder, multi_task) if multi_task else _read_jsonl_folder(folder)
+    if (folder / DOCUMENT_FILE).is_file():
+        contents = _read_jsonl_folder(folder)
+    elif beir.find(folder):
+        queries = read_questions(folder / beir.QUERIES, "--dataset_name")
+        contents = beir.contents(folder, read_documents(folder / beir.CORPUS), queries)
+    else:
+        contents = _read_multi_task(folder, _multi_task_file(folder))
     file = pseudo_queries_file or folder / PSEUDO_QUERY_FILE
     if pseudo_queries_file or Path(file).is_file():
         contents.pseudo_queries = read_questions(file, "--pseudo_queries_file")

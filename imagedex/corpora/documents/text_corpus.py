@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from datasets import Dataset, Features, Value
 
+from imagedex.corpora.cached import cached_rows
 from imagedex.corpora.schema import counted, listed
 from imagedex.corpora.splits import check_held_out, hash_fraction, held_out_positions
 from imagedex.errors import UserError
@@ -138,12 +139,7 @@ def make_table(rows: Sequence[tuple[str, str]], features: Features) -> Dataset:
     digest = hashlib.blake2b(repr(features).encode(), digest_size=16)
     for row in rows:
         digest.update(repr(row).encode())
-    return Dataset.from_generator(
-        _yield_rows,
-        features=features,
-        gen_kwargs={"rows": rows, "names": tuple(features)},
-        fingerprint=f"text-{digest.hexdigest()}",
-    )
+    return cached_rows(_yield_rows, features, {"rows": rows, "names": tuple(features)}, f"text-{digest.hexdigest()}")
 
 
 def _yield_rows(rows: Sequence[tuple[str, str]], names: tuple[str, ...]) -> Iterator[dict[str, str]]:

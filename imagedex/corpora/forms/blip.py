@@ -6,7 +6,8 @@ the rows of val and test have the list of their captions, ``{"image": "...", "ca
 
 from pathlib import Path, PurePosixPath
 
-from imagedex.corpora.paths import corpus_image_root, picture_at, read_json, usual_root
+from imagedex.corpora.paths import corpus_image_root, picture_at, usual_root
+from imagedex.corpora.reading import name_in, read_json
 from imagedex.corpora.schema import FormContents, Picture, merge_by_picture
 from imagedex.errors import UserError
 
@@ -67,7 +68,7 @@ def _read_rows(file: Path) -> list[tuple[str, list[str], str]]:
     try:
         return [
             (
-                row["image"],
+                name_in(row["image"], file),
                 [row["caption"]] if isinstance(row["caption"], str) else list(row["caption"]),
                 str(row.get("image_id", "")),
             )

@@ -1,4 +1,5 @@
-"""Karpathy's caption files, ``dataset_coco.json`` and likewise for Flickr8k and Flickr30k (arXiv 1412.2306).
+"""Karpathy's caption files, ``dataset_coco.json`` and likewise for Flickr8k and Flickr30k (arXiv 1412.2306); older
+archives call each of them ``dataset.json``.
 
 ``{"dataset": "coco", "images": [{"filepath": "val2014", "filename": "COCO_val2014_000000391895.jpg", "cocoid": 391895,
 "imgid": 0, "split": "test", "sentences": [{"raw": "...", ...}, ...]}, ...]}``; Flickr's pictures have no ``filepath``.
@@ -8,17 +9,19 @@ The split ``restval`` (pictures of COCO's validation half that are trained on) i
 import logging
 from pathlib import Path
 
-from imagedex.corpora.paths import corpus_image_root, picture_at, read_json
-from imagedex.corpora.schema import FormContents, Picture
+from imagedex.corpora.paths import corpus_image_root, picture_at
+from imagedex.corpora.reading import name_in, read_json
+from imagedex.corpora.schema import FormContents, Picture, listed
 from imagedex.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+FILES = ("dataset_*.json", "dataset.json")
 SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 
 
 def find(folder: Path) -> Path | None:
-    """The one ``dataset_*.json`` in ``folder``, or ``folder`` itself when there are several to choose from."""
+    """The one file of this form in ``folder``, or ``folder`` itself when there are several to choose from."""
     files = _files(folder)
     return (files[0] if len(files) == 1 else folder) if files else None
 
@@ -39,7 +42,12 @@ def read(found: Path, *, config_name: str | None = None, image_dir: str | None =
         raise UserError(f"{file} is not Karpathy's form: it lists no images")
     try:
         rows = [
-            (image["split"], _name(image), [sentence["raw"] for sentence in image["sentences"]], _source(image))
+            (
+                image["split"],
+                name_in(_name(image), file),
+                [sentence["raw"] for sentence in image["sentences"]],
+                _source(image),
+            )
             for image in images
         ]
     except (KeyError, TypeError) as error:
@@ -47,9 +55,9 @@ def read(found: Path, *, config_name: str | None = None, image_dir: str | None =
             f"{file} is not Karpathy's form (a picture without {error}); "
             "expected are split, filename and sentences with raw"
         ) from error
-    unknown = sorted({split for split, *_ in rows} - set(SPLITS))
+    unknown = sorted({str(split) for split, *_ in rows if not isinstance(split, str) or split not in SPLITS})
     if unknown:
-        raise UserError(f"{file} has unknown splits {', '.join(unknown)}; known are {', '.join(SPLITS)}")
+        raise UserError(f"{file} has unknown splits {listed(unknown)}; known are {', '.join(SPLITS)}")
     root = corpus_image_root([name for _, name, *_ in rows], file.parent, image_dir, str(file))
     splits: dict[str, list[Picture]] = {}
     for split, name, captions, source in rows:
@@ -65,7 +73,8 @@ def read(found: Path, *, config_name: str | None = None, image_dir: str | None =
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("dataset_*.json") if _lists_images(file))
+    files = [file for pattern in FILES for file in folder.glob(pattern)]
+    return sorted(file for file in files if file.is_file() and _lists_images(file))
 
 
 def _lists_images(file: Path) -> bool:

@@ -11,7 +11,8 @@ import logging
 import re
 from pathlib import Path
 
-from imagedex.corpora.paths import find_image_root, picture_at, read_json, require_folder
+from imagedex.corpora.paths import find_image_root, picture_at, require_folder
+from imagedex.corpora.reading import name_in, read_json
 from imagedex.corpora.schema import FormContents, Picture, counted
 from imagedex.errors import UserError
 
@@ -110,9 +111,9 @@ def _read_files(folder: Path, names: tuple[str, ...], sources: list[str]) -> lis
             continue
         try:
             for row in read_json(file):
-                sentences = [sentence for source in sources for sentence in row["sentf"].get(source, [])]
+                sentences = [sentence for source in sources for sentence in _listed(row["sentf"].get(source, []))]
                 if sentences:
-                    rows.append((row["img_id"], sentences))
+                    rows.append((name_in(row["img_id"], file), sentences))
                 without += not sentences
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
@@ -121,6 +122,12 @@ def _read_files(folder: Path, names: tuple[str, ...], sources: list[str]) -> lis
     if without:
         logger.info("%s: %s without a sentence of %s left out", ", ".join(names), counted(without, "picture"), sources)
     return rows
+
+
+def _listed(sentences: object) -> list:
+    if not isinstance(sentences, list):
+        raise TypeError(f"sentences are no list but {sentences!r:.40}")
+    return sentences
 
 
 def _root(names: list[str], folder: Path, given: str | None, usual: tuple[str, ...], what: str) -> Path:

@@ -21,27 +21,27 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pyarrow
-from datasets import Features, Image, IterableDataset, Json, load_dataset
+from datasets import Features, Image, IterableDataset, load_dataset_builder
 from datasets.distributed import split_dataset_by_node
 
-from imagedex.corpora.forms.imagefolder import SPLIT_FOLDERS
+from imagedex.corpora.forms import tar_samples
+from imagedex.corpora.forms.cells import SPLIT_NAMES
 from imagedex.corpora.forms.tables import (
-    CAPTION_NAMES,
     choose_caption_columns,
     choose_image_column,
     first_line,
     holds_pictures,
     is_path,
-    is_text,
 )
 from imagedex.corpora.paths import require_folder
-from imagedex.corpora.schema import clean_captions, listed
+from imagedex.corpora.schema import counted, cut, listed
 from imagedex.errors import LocalUserError, UserError
 from imagedex.modeling.picture_reading import as_rgb
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
+MOST_SHARDS = 1_000_000  # that a pattern may stand for
 
 
 @dataclass
@@ -128,21 +128,35 @@ def open_stream(
     else:
         raise UserError("--streaming: name the shards with --dataset_name (a folder, a Hub id) or --train_file")
     try:
+        if not shards:
+            name = str(folder) if folder.exists() else dataset_name
+            builder = load_dataset_builder(name, dataset_config_name)
+            files = builder.config.data_files or {}
+            if builder.info.builder_name == "webdataset":  # a data set of tar shards on the Hub
+                shards = list(files.get("train", []))
         if shards:
-            files = {"train": [shard if "://" in shard else os.path.abspath(shard) for shard in shards]}
-            rows = load_dataset("webdataset", data_files=files, split="train", streaming=True)
-        else:
-            splits = load_dataset(str(folder) if folder.exists() else dataset_name, dataset_config_name, streaming=True)
-            if "train" not in splits:
-                raise UserError(f"{where} has no train split to stream; its splits are {', '.join(splits)}")
-            rows = splits["train"]
-        if rows.features is None:
-            rows = rows.cast(Features.from_arrow_schema(pyarrow.Table.from_pylist(list(rows.take(5))).schema))
+            shards = [shard if "://" in shard else os.path.abspath(shard) for shard in map(str, shards)]
+            choice = tar_samples.choose(shards, where, image_column, caption_column)
+            rows = IterableDataset.from_generator(tar_samples.rows, gen_kwargs={"shards": shards, **choice._asdict()})
+            form = f"webdataset stream of {counted(len(shards), 'shard')}"
+            logger.info("%s: %s, pictures from %s, captions from %s", where, form, choice.image, choice.caption)
+            return PictureStream(form, rows)
+        rows = _train_rows(builder.as_streaming_dataset(), where)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001  builders, the Hub client and file systems each raise their own
         raise UserError(f"{where} cannot be streamed: {first_line(error)}") from error
-    return _one_row_a_caption(rows, where, image_column, caption_column)
+    inside = folder.resolve() if folder is not None and folder.exists() else None
+    return _one_row_a_caption(rows, where, image_column, caption_column, inside)
+
+
+def _train_rows(splits, where: str) -> IterableDataset:
+    if "train" not in splits:
+        raise UserError(f"{where} has no train split to stream; its splits are {', '.join(splits)}")
+    rows = splits["train"]
+    if rows.features is None:
+        rows = rows.cast(Features.from_arrow_schema(pyarrow.Table.from_pylist(list(rows.take(5))).schema))
+    return rows
 
 
 def expand_shards(pattern: str) -> list[str]:
@@ -178,14 +192,19 @@ def expand_braces(pattern: str) -> list[str]:
         return [pattern]
     first, last, names = found.groups()
     if names is None:
-        middles = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
-        if not middles:
+        if int(last) < int(first):
             raise UserError(f"--train_file {pattern}: {found[0]} counts down")
+        if int(last) - int(first) >= MOST_SHARDS:
+            raise UserError(f"--train_file {pattern}: {found[0]} are more than {MOST_SHARDS:,} shards")
+        middles = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     else:
         middles = names.split(",")
-    return [
-        name for middle in middles for name in expand_braces(pattern[: found.start()] + middle + pattern[found.end() :])
-    ]
+    names: list[str] = []
+    for middle in middles:
+        names += expand_braces(pattern[: found.start()] + middle + pattern[found.end() :])
+        if len(names) > MOST_SHARDS:
+            raise UserError(f"--train_file {pattern}: stands for more than {MOST_SHARDS:,} shards")
+    return names
 
 
 def shards_of_folder(folder: Path) -> list[str]:
@@ -205,7 +224,7 @@ def shards_of_folder(folder: Path) -> list[str]:
 
 def _split_of(path: Path) -> str:
     words = re.split(r"[^a-z]+", path.as_posix().lower())
-    return next((SPLIT_FOLDERS[word] for word in words if word in SPLIT_FOLDERS), "train")
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "train")
 
 
 def _warn_of_cut_shards(shards: list) -> None:
@@ -222,64 +241,32 @@ def _warn_of_cut_shards(shards: list) -> None:
 
 
 def _one_row_a_caption(
-    rows: IterableDataset, where: str, image_column: str | None, caption_column: str | None
+    rows: IterableDataset, where: str, image_column: str | None, caption_column: str | None, inside: Path | None
 ) -> PictureStream:
-    features = Features({name: feature for name, feature in rows.features.items() if not name.startswith("__")})
-    image = choose_image_column(features, image_column, where)
-    if is_path(features[image]) or not holds_pictures(features[image]):
+    """Args: inside, the folder that local rows may name files of; None: a data set of the Hub."""
+    image = choose_image_column(rows.features, image_column, where)
+    if is_path(rows.features[image]) or not holds_pictures(rows.features[image]):
         raise UserError(
-            f"{where}: column {image!r} holds no pictures but {features[image]}; a stream needs them themselves"
+            f"{where}: column {image!r} holds no pictures but {rows.features[image]}; a stream needs them themselves"
         )
-    caption = _choose_caption(features, caption_column, where)
-    source, _, key = caption.partition(".") if caption not in features else (caption, "", "")
-    sharded = "__key__" in rows.features
-    origin = [name for name in ("__key__", "__url__") if name in rows.features]
-    kept = rows.select_columns([image, source, *origin]).cast_column(image, Image(decode=False))
-    if sharded and source == "json":
-        kept = kept.cast_column(source, Json())  # as it is written: by the types of the first rows a list becomes a str
-    lines = sharded and source != "json"
+    caption = choose_caption_columns(rows.features, caption_column, where)[0]
+    kept = rows.select_columns([image, caption]).cast_column(image, Image(decode=False))
 
     def expand(batch: dict[str, list]) -> dict[str, list]:
-        stored, value = batch[image][0], batch[source][0]
-        if sharded:
-            sample = f"{batch['__key__'][0]} of {batch['__url__'][0]}"
-        else:
-            sample = (stored or {}).get("path") or "a row without a file name"
-        captions = _captions(value.get(key) if key and isinstance(value, dict) else value, lines, sample)
+        stored = batch[image][0]
+        sample = (stored or {}).get("path") or "a row without a file name"
+        if inside and stored and stored.get("bytes") is None and stored.get("path"):
+            path = os.path.abspath(inside / stored["path"])
+            if not Path(path).is_relative_to(inside) or "://" in stored["path"]:
+                raise LocalUserError(f"{where}: a row names {cut(sample)}, which is not below {inside}")
+            stored = {"bytes": None, "path": path}
+        captions = tar_samples.captions_of(batch[caption][0], sample)
         return {"image": [stored] * len(captions), "caption": captions, "sample": [sample] * len(captions)}
 
-    expanded = kept.map(expand, batched=True, batch_size=1, remove_columns=[image, source, *origin])
-    form = f"{'webdataset ' if sharded else ''}stream of {rows.num_shards} shard{'' if rows.num_shards == 1 else 's'}"
+    expanded = kept.map(expand, batched=True, batch_size=1, remove_columns=[image, caption])
+    form = f"stream of {counted(rows.num_shards, 'shard')}"
     logger.info("%s: %s, pictures from %s, captions from %s", where, form, image, caption)
     return PictureStream(form, expanded)
-
-
-def _choose_caption(features: Features, wanted: str | None, where: str) -> str:
-    """A column of text, or ``json.caption``, a key of a column of mappings."""
-    flat = {}
-    for name, feature in features.items():
-        flat |= (
-            {f"{name}.{key}": inner for key, inner in feature.items()} if isinstance(feature, dict) else {name: feature}
-        )
-    flat = Features(flat)
-    if wanted:
-        inside = [name for name in flat if name.endswith(f".{wanted}")]
-        return choose_caption_columns(flat, inside[0] if wanted not in flat and inside else wanted, where)[0]
-    for known in CAPTION_NAMES:
-        for name in flat:
-            if name.rpartition(".")[2] == known and is_text(flat[name]):
-                return name
-    return "json" if "json" in flat and is_text(flat["json"]) else choose_caption_columns(flat, None, where)[0]
-
-
-def _captions(value, lines: bool, sample: str) -> list[str | None]:
-    """The captions of a sample, without empty ones; [None] when it has none."""
-    values = value if isinstance(value, list) else [value]
-    if not all(text is None or isinstance(text, str) for text in values):
-        raise ValueError(f"the caption of sample {sample} is no text or list of texts: {str(value)[:80]}")
-    if lines:
-        values = [line for text in values for line in (text or "").splitlines()]
-    return clean_captions(values)[0] or [None]
 
 
 def decode(row: dict) -> PIL.Image.Image:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from transformers.utils import is_peft_available
 
+from imagedex.bounds import BATCH, RATE, SHARE, SOME_OR_NONE, Bounds
 from imagedex.command_line import argument, read_config
 from imagedex.training.arguments import RunArguments
 
@@ -15,6 +16,16 @@ class XMatchingArguments:
     """The dual encoder. What is left out keeps the value of the model's config."""
 
     _argument_group_name = "dual encoder"
+    _bounds = {
+        "text_pooling_layers": Bounds(1, 1000),
+        "head_hidden_sizes": Bounds(1, 10**6),
+        "head_dropout": SHARE,
+        "text_head_power": Bounds(0, 100, above=True),
+        "vision_head_power": Bounds(0, 100, above=True),
+        "projection_dim": Bounds(1, 10**6),
+        "loss_margin": Bounds(0, above=True),
+        "logit_scale_init": Bounds(0, above=True),
+    }
 
     text_model_name_or_path: str | None = argument("Pretrained text tower, a folder or a Hub id.")
     text_config: str | None = argument("Text tower from scratch: a mapping with model_type (JSON on the command line).")
@@ -63,6 +74,23 @@ class XMatchingArguments:
 class XMatchingTrainingArguments(RunArguments):
     """What only the dual encoder's training knows."""
 
+    _bounds = {
+        "text_learning_rate": RATE,
+        "head_start_regularization": Bounds(0, above=True),
+        "caption_bank_size": Bounds(0, 10**7),
+        "lora_rank": Bounds(1, 10**4),
+        "lora_alpha": Bounds(0, above=True),
+        "lora_dropout": SHARE,
+        "gradient_cache_chunk_size": Bounds(1, BATCH),
+        "hardest_warmup_steps": SOME_OR_NONE,
+        "kept_views": Bounds(0, 1000),
+    }
+    _measured = (
+        *RunArguments._measured,
+        "median_rank",
+        *(f"image_to_text_{name}" for name in ("hits@1", "hits@5", "hits@10", "mrr", "median_rank")),
+    )
+
     text_learning_rate: float | None = argument("Learning rate of the text tower; by default learning_rate.")
     head_start: Literal["none", "cca", "ridge"] = argument(
         "Where linear heads on two frozen towers start, from kept states: at random, or in closed form by regularised canonical "
@@ -110,12 +138,8 @@ class XMatchingTrainingArguments(RunArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.gradient_cache_chunk_size is not None and self.gradient_cache_chunk_size < 1:
-            raise ValueError(f"--gradient_cache_chunk_size is {self.gradient_cache_chunk_size}; give 1 row or more")
         self.check_head_start()
         self.check_lora()
-        if self.hardest_warmup_steps < 0:
-            raise ValueError(f"--hardest_warmup_steps is {self.hardest_warmup_steps}; give 0 or more")
         if isinstance(self.compare_with_model, str):  # from a recipe
             self.compare_with_model = [self.compare_with_model]
         for flag in ("compare_with_baselines", "compare_with_model"):
@@ -130,12 +154,8 @@ class XMatchingTrainingArguments(RunArguments):
 
     def check_lora(self):
         """Raises a `ValueError` for LoRA's arguments out of range, or beside what they cannot go with."""
-        for name, least in (("lora_rank", 1), ("lora_alpha", 1e-6)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name} is {value}; it is more than 0")
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"--lora_dropout is {self.lora_dropout}; give a share from 0 to below 1")
+        if self.lora_dropout == 1:
+            raise ValueError("--lora_dropout 1.0: give less than 1, with which nothing would be left")
         if self.lora_rank is None and (self.lora_alpha or self.lora_dropout or self.lora_target_modules):
             raise ValueError(
                 "--lora_alpha, --lora_dropout and --lora_target_modules say how --lora_rank trains; give it too"
@@ -149,13 +169,11 @@ class XMatchingTrainingArguments(RunArguments):
 
     def check_head_start(self) -> None:
         """Raises a `ValueError`."""
-        if self.kept_views < 0 or (self.kept_views and not self.keep_states):
-            raise ValueError(f"--kept_views is {self.kept_views}; give 1 view or more, with --keep_states")
-        if self.head_start_regularization is not None and not (
-            self.head_start_regularization > 0 and self.head_start != "none"
-        ):
+        if self.kept_views and not self.keep_states:
+            raise ValueError(f"--kept_views is {self.kept_views}; give --keep_states with it")
+        if self.head_start_regularization is not None and self.head_start == "none":
             raise ValueError(
-                f"--head_start_regularization is {self.head_start_regularization}; give more than 0, with --head_start"
+                f"--head_start_regularization is {self.head_start_regularization}; give --head_start with it"
             )
-        if self.caption_bank_size < 0:
-            raise ValueError(f"--caption_bank_size is {self.caption_bank_size}; give 0 or more")
+        if self.head_start != "none" and self.do_train and not self.keep_states:
+            raise ValueError("--head_start needs the states of both towers: freeze both, and give --keep_states true")

@@ -6,6 +6,7 @@ from typing import Literal
 
 from transformers import Seq2SeqTrainingArguments
 
+from imagedex.bounds import COUNT, MOST_BEAMS, RATE, SEED, SOME_OR_NONE, Bounds
 from imagedex.command_line import argument, read_config
 from imagedex.errors import UserError
 from imagedex.training.arguments import RunArguments
@@ -16,6 +17,11 @@ class T5Arguments:
     """The generative model. What is left out keeps the value of the model's config."""
 
     _argument_group_name = "generative model"
+    _bounds = {
+        "num_visual_tokens": Bounds(1, 10**5),
+        "codebook_projection_dim": Bounds(1, 10**6),
+        "commitment_cost": SOME_OR_NONE,
+    }
 
     model_type: Literal["t5", "codebook_t5", "vision_grounded_t5"] | None = argument(
         "Which model, when --model_name_or_path does not tell."
@@ -64,6 +70,13 @@ class IdentifierArguments:
     """What names a picture or a document. A checkpoint that brings identifiers keeps them."""
 
     _argument_group_name = "identifiers"
+    _bounds = {
+        "identifier_seed": SEED,
+        "identifier_branches": Bounds(2, 10**6),
+        "identifier_leaf_size": COUNT,
+        "identifier_levels": Bounds(1, 1000),
+        "identifier_codes": Bounds(2, 10**6),
+    }
 
     identifier_scheme: Literal["atomic", "naive", "semantic", "rq"] | None = argument(
         "atomic (one new token each), naive (a random number in digits), semantic (hierarchical k-means) or rq (residual "
@@ -124,6 +137,7 @@ class TeacherArguments:
     """Who else says which items a training sentence fits; by default the labels alone."""
 
     _argument_group_name = "teacher"
+    _bounds = {"teacher_weight": Bounds(0, above=True)}
 
     teacher_model_name_or_path: str | None = argument(
         "Folder or Hub id of a sentence encoder (all-MiniLM-L6-v2 and the like; an item is the mean of its trained texts' "
@@ -131,14 +145,19 @@ class TeacherArguments:
     )
     teacher_weight: float = argument("Of the teacher's targets beside the labels.", 3.0)
 
-    def __post_init__(self):
-        if not self.teacher_weight > 0:
-            raise ValueError(f"--teacher_weight {self.teacher_weight}: give more than 0, or no teacher")
-
 
 @dataclass
 class DSITrainingArguments(RunArguments, Seq2SeqTrainingArguments):
     """What the generative models' training knows."""
+
+    _bounds = {
+        "embedding_learning_rate": RATE,
+        "num_beams": Bounds(1, MOST_BEAMS),
+        "max_memorised_samples": Bounds(-1),
+        "generation_max_length": COUNT,
+        "generation_num_beams": COUNT,
+    }
+    _measured = (*RunArguments._measured, "memorised")
 
     embedding_learning_rate: float | None = argument(
         "Learning rate of the word embeddings. A T5 with random weights starts them at length sqrt(d_model), so they need larger "
@@ -151,19 +170,13 @@ class DSITrainingArguments(RunArguments, Seq2SeqTrainingArguments):
         1000,
     )
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.num_beams < 1:
-            raise ValueError(f"--num_beams {self.num_beams}: give 1 or more")
-        if self.max_memorised_samples < -1:
-            raise ValueError(f"--max_memorised_samples {self.max_memorised_samples}: give 0 or more, or -1 for all")
-
 
 @dataclass
 class IndexingArguments:
     """How pictures or documents are brought to their identifiers while sentences are."""
 
     _argument_group_name = "indexing"
+    _bounds = {"indexing_ratio": Bounds(0, 1000)}
 
     indexing_ratio: float | None = argument(
         "Rows picture -> identifier for each row caption -> identifier; 0: none. By default 1 for codebook_t5, 0 for the "
@@ -178,16 +191,13 @@ class IndexingArguments:
         True,
     )
 
-    def __post_init__(self):
-        if self.indexing_ratio is not None and self.indexing_ratio < 0:
-            raise ValueError(f"--indexing_ratio {self.indexing_ratio}: give 0 or more")
-
 
 @dataclass
 class ImageIndexingArguments:
     """What run_image_indexing.py teaches."""
 
     _argument_group_name = "indexing"
+    _bounds = {"stop_when_memorised": Bounds(0, 1, above=True)}
 
     objective: Literal["identifier", "caption"] = argument(
         "Picture -> identifier (step 1 of vision_grounded_t5), or picture -> caption (pretraining).", "identifier"
@@ -207,15 +217,12 @@ class ImageIndexingArguments:
         True,
     )
 
-    def __post_init__(self):
-        if self.stop_when_memorised is not None and not 0 < self.stop_when_memorised <= 1:
-            raise ValueError(f"--stop_when_memorised {self.stop_when_memorised}: give a share above 0, up to 1")
-
     def check(self, args: DSITrainingArguments) -> None:
         """Raises `UserError` for arguments that this script would not heed."""
         if args.do_predict or args.compare_with_baselines:
             flag = "do_predict" if args.do_predict else "compare_with_baselines"
             raise UserError(f"--{flag} needs a model that answers captions; see run_dsi.py")
+        args._measured = ("loss", "memorised") if self.objective == "identifier" else ("loss",)
         if self.stop_when_memorised:
             if self.objective == "caption":
                 raise UserError("--stop_when_memorised is for identifiers; with --objective caption leave it out")

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from imagedex.bounds import SHARE
 from imagedex.command_line import argument
+from imagedex.words import joined, units
 
 
 @dataclass
@@ -17,6 +19,7 @@ class CaptionAugmentationArguments:
     """Training captions drawn anew every epoch; all off by default."""
 
     _argument_group_name = "caption augmentation"
+    _bounds = {"caption_word_dropout": SHARE, "caption_mixing": SHARE}
 
     caption_word_dropout: float = argument("Leave each word of a training caption out with this probability.", 0.0)
     caption_mixing: float = argument(
@@ -25,10 +28,8 @@ class CaptionAugmentationArguments:
     )
 
     def __post_init__(self):
-        if not 0 <= self.caption_word_dropout < 1:
-            raise ValueError(f"--caption_word_dropout {self.caption_word_dropout}: give 0 up to, not including, 1")
-        if not 0 <= self.caption_mixing <= 1:
-            raise ValueError(f"--caption_mixing {self.caption_mixing}: give a share from 0 to 1")
+        if self.caption_word_dropout == 1:
+            raise ValueError("--caption_word_dropout 1.0: give less than 1, with which no word would be left")
 
     @property
     def active(self) -> bool:
@@ -39,10 +40,10 @@ class CaptionAugmentationArguments:
 
         Args: siblings, all trained captions of the same picture, the caption among them.
         """
-        words = caption.split()
+        words = units(caption)
         if self.caption_mixing and chance(self.caption_mixing):
             words = mixed(siblings, len(words))
-        return " ".join(kept(words, self.caption_word_dropout))
+        return joined(kept(words, self.caption_word_dropout))
 
 
 def chance(probability: float) -> bool:
@@ -51,7 +52,7 @@ def chance(probability: float) -> bool:
 
 def mixed(captions: Sequence[str], count: int) -> list[str]:
     """`count` different places among the words of all captions, in their order."""
-    words = [word for caption in captions for word in caption.split()]
+    words = [word for caption in captions for word in units(caption)]
     places = torch.randperm(len(words))[:count].sort().values
     return [words[place] for place in places.tolist()]
 

@@ -1,8 +1,8 @@
 """What can be wrong with the parts of a generative model, found before anything is read."""
 
-from transformers import AutoConfig, PreTrainedConfig, T5Config
+from transformers import AutoConfig, T5Config
 
-from imagedex.checkpoints import from_hub
+from imagedex.checkpoints import from_hub, read_model_type
 from imagedex.corpora.arguments import CorpusArguments
 from imagedex.corpora.indexed import IndexedSplits
 from imagedex.errors import UserError
@@ -11,7 +11,7 @@ from imagedex.training.arguments import ModelArguments
 from imagedex.training.generative.arguments import T5Arguments
 from imagedex.training.generative.identify import brought_identifiers
 from imagedex.training.image_processor import check_image_processor
-from imagedex.training.towers import build_tower_config, check_timm
+from imagedex.training.towers import build_tower_config, check_timm, check_tower
 
 WITH_PICTURES = ("codebook_t5", "vision_grounded_t5")
 
@@ -25,7 +25,7 @@ def check_model(model: ModelArguments, t5: T5Arguments, indexing: bool = False) 
     whole = "model_name_or_path" if model.model_name_or_path else "config_name"
     name = model.model_name_or_path or model.config_name
     if name:
-        kind = from_hub(PreTrainedConfig.get_config_dict, name, whole)[0].get("model_type", "nameless")
+        kind = read_model_type(name, whole)
         if kind not in allowed:
             raise UserError(f"--{whole} {name} is a {kind} model; this script trains {', '.join(allowed)}")
         if t5.model_type not in (None, kind):
@@ -90,9 +90,9 @@ def _check_parts(model: ModelArguments, t5: T5Arguments, kind: str, whole: str |
     if given["t5_config"]:
         if given["t5_config"]["model_type"] != "t5":
             raise UserError(f"--t5_config has model_type {given['t5_config']['model_type']}; it must be t5")
-        build_tower_config(given["t5_config"], "t5_config")
+        check_tower(build_tower_config(given["t5_config"], "t5_config"), "t5_config")
     if given["vision_config"]:
-        build_tower_config(given["vision_config"], "vision_config")
+        check_tower(build_tower_config(given["vision_config"], "vision_config"), "vision_config")
     for name in ("text_model_name_or_path", "vision_model_name_or_path"):
         if given[name]:
             config = from_hub(AutoConfig.from_pretrained, given[name], name)

@@ -9,7 +9,6 @@ from imagedex.checkpoints import take_style
 from imagedex.configuration.configuration_codebook_t5 import CodebookT5Config
 from imagedex.corpora.arguments import CorpusArguments
 from imagedex.corpora.indexed import IndexedSplits
-from imagedex.errors import UserError
 from imagedex.modeling import GENERATIVE
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.modeling.processing_retrieval import SentenceProcessor
@@ -26,6 +25,7 @@ from imagedex.training.towers import (
     build_tower_config,
     decide_freezing,
     forget_folders,
+    of_parts,
     open_trained,
     tokenizer_fields,
     warn_of_random_towers,
@@ -177,8 +177,8 @@ def make_model(trained: str | None, model: ModelArguments, t5: T5Arguments, kind
             vision_config=build_tower_config(model.vision_config, "vision_config", **square),
             **fields,
         )
-    except (ValueError, OSError, ImportError) as error:
-        raise UserError(" ".join(str(error).split())[:400]) from error
+    except Exception as error:
+        raise of_parts(error) from error
     finally:
         hf_logging.set_verbosity_warning()
 

@@ -11,10 +11,11 @@ from transformers import Seq2SeqTrainer, TrainerCallback
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.trainer_utils import speed_metrics
 
+from imagedex.errors import UserError
 from imagedex.evaluation.intervals import intervals
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_list, summarize_ranks
 from imagedex.modeling.constrained_decoding import rank_identifiers, sequence_log_probs
-from imagedex.modeling.identifiers import Identifiers
+from imagedex.modeling.identifiers import FACTS_FILE, TENSORS_FILE, Identifiers
 from imagedex.training.generative.codebook_use import CodebookUse
 from imagedex.training.generative.data import GenerativeEvaluation
 from imagedex.training.generative.teacher import Teacher
@@ -57,6 +58,8 @@ class Answers:
 class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
     """`eval_dataset` is a `GenerativeEvaluation`. Without `identifiers` (captioning) only the loss is measured."""
 
+    travelling = (*TowerTrainerMixin.travelling, TENSORS_FILE, FACTS_FILE)
+
     def __init__(self, *args, identifiers: Identifiers | None = None, teacher: Teacher | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.identifiers, self.teacher = identifiers, teacher
@@ -90,13 +93,33 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
         no part of it is lost."""
         sentences = inputs.pop("sentences", None)
         outputs = model(**inputs)
-        loss = outputs.loss
+        loss, added = outputs.loss, 0.0
         if sentences and self.teacher is not None and model.training:
-            loss = loss + self.teacher.loss(outputs.logits, inputs["labels"], sentences)
+            added = added + self.teacher.loss(outputs.logits, inputs["labels"], sentences)
         epsilon = self.args.label_smoothing_factor
         if epsilon and model.training and "labels" in inputs:
-            loss = loss + epsilon * (uniform_loss(outputs.logits, inputs) - label_loss(outputs.logits, inputs))
+            added = added + epsilon * (uniform_loss(outputs.logits, inputs) - label_loss(outputs.logits, inputs))
+        if model.training and self.accelerator.num_processes > 1:
+            loss, added = self.shares_of_all(outputs, added, inputs)
+        loss = loss + added
         return (loss, outputs) if return_outputs else loss
+
+    def shares_of_all(self, outputs, added, inputs) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """The model's loss and what is added to it, weighted so that their averages over the processes are the means over all
+        processes' rows: processes have different numbers of tokens, and DDP counts them alike. (The entropy of a learned
+        codebook is no mean over rows: it stays that of each process's own pictures.)"""
+        quantizer, labels = getattr(outputs, "quantizer_loss", None), inputs.get("labels")
+        given = outputs.loss.new_tensor(0 if labels is None else (labels != -100).sum(), dtype=torch.float32)
+        tokens, words = getattr(outputs, "num_labels", None), getattr(outputs, "num_words", None)
+        counts = torch.stack(
+            [given, given if tokens is None else tokens.float(), given * 0 if words is None else words.float()]
+        )
+        everywhere = self.accelerator.reduce(counts, reduction="sum").clamp(min=1)
+        of_labels, of_tokens, of_words = counts * self.accelerator.num_processes / everywhere
+        loss = of_tokens * outputs.loss
+        if quantizer is not None:
+            loss = loss + (of_words - of_tokens) * quantizer
+        return loss, of_labels * added
 
     def log(self, logs, *args, **kwargs):
         """As Trainer's; beside the training loss, how much of its codebook a CodebookT5 used since the last time."""
@@ -106,7 +129,7 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
 
     @torch.no_grad()
     def answer(self, dataset, description: str) -> Answers:
-        """Ranks identifiers for all rows, in their order, gathered from every process."""
+        """Ranks identifiers for all rows, in their order, gathered from every process. Raises `UserError`: weights of NaN."""
         model, batches = self.evaluation_batches(dataset, description)
         parts, queries, seconds = [], 0, 0.0
         for batch in batches:
@@ -119,7 +142,10 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
                 if self.identifiers is not None:
                     # Sharded parameters are whole within `forward` alone, and all processes have to call it equally often.
                     inputs = encoded(output, batch) | {"synced_gpus": self.is_fsdp_enabled or None}
-                    part += rank_identifiers(model, self.identifiers, inputs, self.args.num_beams)
+                    try:
+                        part += rank_identifiers(model, self.identifiers, inputs, self.args.num_beams)
+                    except FloatingPointError as error:
+                        raise UserError(str(error)) from error
                     seconds += time.perf_counter() - started
             queries += len(labels)
             parts.append([values.cpu() for values in self.accelerator.gather_for_metrics(tuple(part))])
@@ -169,12 +195,6 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
         rows = [[row for row in best[:k] if row >= 0] for best in answers.rows.tolist()]
         scores = [values[: len(best)] for values, best in zip(answers.scores.tolist(), rows, strict=True)]
         return scores, [[self.identifiers.image_ids[row] for row in best] for best in rows]
-
-    def _push_from_checkpoint(self, checkpoint_folder):
-        """As always, with the identifiers, without which the model on the Hub finds nothing."""
-        if self.identifiers is not None and self.is_world_process_zero():
-            self.identifiers.save_pretrained(self.args.output_dir)
-        super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import TrainerState
 
+from imagedex.bounds import check_bounds
 from imagedex.configuration.configuration_xmatching import XMatchingConfig
 from imagedex.errors import UserError
 from imagedex.modeling.modeling_xmatching import XMatchingModel
@@ -240,11 +241,11 @@ def test_sharded_training_is_refused_in_one_line(tmp_path, monkeypatch, sharded)
         make_trainer(tiny(), tmp_path)
 
 
-def test_wrong_sizes_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="--gradient_cache_chunk_size is 0; give 1 row or more"):
-        XMatchingTrainingArguments(output_dir=str(tmp_path), gradient_cache_chunk_size=0)
-    with pytest.raises(ValueError, match="--hardest_warmup_steps is -1"):
-        XMatchingTrainingArguments(output_dir=str(tmp_path), hardest_warmup_steps=-1)
+def test_wrong_sizes_are_refused():
+    with pytest.raises(ValueError, match="--gradient_cache_chunk_size 0: give 1"):
+        check_bounds(XMatchingTrainingArguments, {"gradient_cache_chunk_size": 0})
+    with pytest.raises(ValueError, match="--hardest_warmup_steps -1: give 0"):
+        check_bounds(XMatchingTrainingArguments, {"hardest_warmup_steps": -1})
 
 
 # --- the warm-up of the hardest negative

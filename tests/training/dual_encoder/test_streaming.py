@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import ViTImageProcessorPil
 
-from imagedex.command_line import without_traceback
 from imagedex.corpora import load_corpus
 from imagedex.corpora.arguments import DataArguments
 from imagedex.corpora.forms.shards import open_stream
+from imagedex.endings import without_traceback
 from imagedex.errors import LocalUserError, UserError
 from imagedex.modeling.processing_retrieval import RetrievalProcessor
 from imagedex.training.augmentation import RandomResizedCrop

@@ -10,6 +10,7 @@ from tiny_models import tiny_tokenizer
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
+from imagedex.bounds import check_bounds
 from imagedex.corpora.indexed import IndexedSplits
 from imagedex.errors import UserError
 from imagedex.evaluation.baselines import TextEncoder
@@ -192,5 +193,5 @@ def test_a_teacher_that_cannot_be_had_is_one_line(tmp_path, splits, bert):
     with pytest.raises(UserError, match=r"--teacher_model_name_or_path: .* brings no tokenizer"):
         open_teacher(TeacherArguments(str(tmp_path / "bare")), splits, None, ARGS)
     with pytest.raises(ValueError, match="--teacher_weight 0"):
-        TeacherArguments("encoder", teacher_weight=0)
+        check_bounds(TeacherArguments, {"teacher_weight": 0})
     assert open_teacher(TeacherArguments(), splits, None, ARGS) is None

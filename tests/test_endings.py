@@ -1,0 +1,112 @@
+"""How a command ends that was stopped: one line, its status, no traceback."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from imagedex import endings
+from imagedex.errors import UserError
+
+HELP = [sys.executable, "-m", "imagedex", "--help"]
+
+
+def ended(capsys, error):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        endings.run(main)
+    return stopped.value.code, capsys.readouterr().err
+
+
+def wrapped(cause):
+    """As a library raises its own error from the operating system's."""
+    error = RuntimeError("it failed")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (UserError("this is wrong"), 2, "error: this is wrong"),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
+        (OSError(errno.ENOSPC, "no room", "runs/model.safetensors"), 2, "runs/model.safetensors: No space left"),
+        (wrapped(OSError(errno.ENOSPC, "no room")), 2, "No space left"),
+        (RuntimeError("IoError: No space left on device (os error 28)"), 2, "make room"),
+        (OSError(errno.EROFS, "read-only", "cache"), 2, "cache: Read-only file system"),
+        (OSError(errno.EMFILE, "too many"), 2, "ulimit"),
+        (MemoryError(), 2, "memory does not suffice"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 2, "smaller batch"),
+        (BrokenPipeError(errno.EPIPE, "pipe"), 141, ""),
+    ],
+)
+def test_what_is_no_defect_is_one_line(capsys, error, status, words):
+    code, line = ended(capsys, error)
+    assert code == status and words in line and line.count("\n") == bool(words)
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(FileNotFoundError):
+        endings.run(lambda: os.stat("nowhere/at/all"))
+
+
+def test_several_processes_say_it_once(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert ended(capsys, UserError("wrong")) == (2, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_a_full_output_is_said_once():
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(HELP, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert found.returncode == 2 and found.stderr.count("\n") == 1 and "No space left" in found.stderr
+
+
+def test_a_reader_that_has_read_enough_is_no_mistake():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        found = subprocess.run(HELP, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert found.returncode == 141 and not found.stderr
+
+
+def test_a_closed_output_is_no_mistake():
+    found = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *HELP], stderr=subprocess.PIPE, text=True)
+    assert found.returncode == 0 and not found.stderr
+
+
+WITH_HELPERS = """
+import multiprocessing, os, signal, time
+from imagedex import endings
+
+def main():
+    pool = multiprocessing.get_context("fork").Pool(2)
+    with pool:
+        found = pool.map_async(time.sleep, [30, 30])
+        time.sleep(0.5)
+        os.killpg(0, signal.SIGINT)
+        found.get()
+
+endings.run(main)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forked helpers")
+def test_ctrl_c_is_one_line_with_helper_processes_too():
+    heeded = {
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    }  # which shells take from jobs in the background
+    found = subprocess.run(
+        [sys.executable, "-c", WITH_HELPERS],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        timeout=60,
+        **heeded,
+    )
+    assert found.returncode == 128 + signal.SIGINT and found.stderr.strip() == "stopped by Ctrl-C"
