@@ -1,6 +1,5 @@
 """What the Hugging Face Hub answered, in words a user can act on."""
 
-from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import constants, whoami
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -19,6 +18,10 @@ def hub_reason(error: BaseException, kind: str = "model") -> str | None:
 
     Args: kind, what was asked for: "model" or "dataset".
     """
+    from datasets.exceptions import (
+        DatasetNotFoundError,
+    )  # what takes long to import is not needed for a search that works
+
     causes = []
     while error is not None:
         causes.append(error)

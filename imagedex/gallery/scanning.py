@@ -21,6 +21,7 @@ from imagedex.gallery.pictures import UNREADABLE, WITHIN, content_of, reason
 
 PHONES = (".heic", ".heif")
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations in which width and height change places
+LEADS_NOWHERE = "(a link that leads nowhere)"
 NOT_UTF8 = "(a name that is not UTF-8)"
 
 
@@ -125,6 +126,9 @@ def places_in(root: Path, prefix: str) -> tuple[list[Place], dict[str, int]]:
         except UnicodeEncodeError:
             count(others, NOT_UTF8)
             continue
+        if not os.path.isfile(path):
+            count(others, LEADS_NOWHERE)
+            continue
         status = os.stat(path)
         places.append(Place(prefix + name, path, str(root), status.st_size, status.st_mtime_ns))
     return places, others
@@ -149,23 +153,16 @@ def extensions() -> frozenset[str]:
 def files_below(folder: Path, others: dict[str, int]) -> list[tuple[str, str]]:
     """(path relative to the folder, absolute path) of every picture in it and below, sorted; hidden ones aside; each folder
     once, whatever links lead to it."""
-    found, seen, endings = [], set(), extensions()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in seen:
-            folders[:] = []
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            path, ending = os.path.join(parent, name), os.path.splitext(name)[1].lower()
-            if name.startswith(".") or not os.path.isfile(path):
-                continue
-            if ending in endings:
-                found.append((Path(path).relative_to(folder).as_posix(), path))
-            else:
-                count(others, ending)
-    return sorted(found)
+    from imagedex.corpora.paths import list_files
+
+    found, endings = [], extensions()
+    for name in list_files(folder):
+        ending = os.path.splitext(name)[1].lower()
+        if ending in endings:
+            found.append((name, os.path.join(folder, name)))
+        else:
+            count(others, ending)
+    return found
 
 
 def listed_in(file: Path) -> list[tuple[str, str]]:

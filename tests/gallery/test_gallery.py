@@ -105,8 +105,10 @@ def test_what_cannot_be_read_is_counted_and_not_tried_again(gallery, photos):
 def test_links_that_lead_back_and_hidden_files(gallery, photos):
     os.symlink("..", photos / "sea" / "up")
     os.symlink(".", photos / "here")
+    os.symlink("nothing.png", photos / "gone.png")
     paint(photos / ".hidden" / "x.png", 50)
-    assert len(gallery.add(photos).added) == 8
+    changes = gallery.add(photos)
+    assert len(changes.added) == 8 and changes.passed_over == {"(a link that leads nowhere)": 1}
 
 
 def test_archives_lists_and_second_folders(gallery, photos, tmp_path):

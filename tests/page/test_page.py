@@ -129,7 +129,9 @@ class Page(Browser):
     def __init__(self, folder, address, **size):
         super().__init__(folder, **size)
         self.call("Page.navigate", url=address)
-        self.until("document.querySelector('#query :is(input, textarea)') && document.querySelector('#grid-0 .message')")
+        self.until(
+            "document.querySelector('#query :is(input, textarea)') && document.querySelector('#grid-0 .message')"
+        )
 
     def until(self, expression, seconds=60):
         end = time.time() + seconds
