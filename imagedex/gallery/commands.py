@@ -33,8 +33,7 @@ def parser_of(name: str, description: str) -> Parser:
     return parser
 
 
-def index(argv: list[str]) -> None:
-    """imagedex index PHOTOS --gallery G"""
+def index_parser() -> Parser:
     parser = parser_of(
         "index",
         "Makes a gallery, or brings it in step with its pictures: new and changed ones are encoded, gone ones leave.\n\n"
@@ -52,7 +51,12 @@ def index(argv: list[str]) -> None:
         "--num_workers", type=not_negative, default=default_workers(), help="processes that decode pictures"
     )
     parser.add_argument("--json", action="store_true", help="print what changed as one JSON object")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def index(argv: list[str]) -> None:
+    """imagedex index PHOTOS --gallery G"""
+    args = index_parser().parse_args(argv)
     gallery = opened(required(args.gallery, "--gallery"), args, args.vector_type)
     changes = gallery.add(*args.sources, batch_size=args.batch_size, num_workers=args.num_workers, progress=True)
     say_what_is_left_out(changes)
@@ -86,8 +90,7 @@ def say_what_is_left_out(changes) -> None:
         logger.info("files that are no pictures: %s", shown)
 
 
-def search(argv: list[str]) -> None:
-    """imagedex search "two dogs on a beach" --gallery G"""
+def search_parser() -> Parser:
     parser = parser_of(
         "search",
         "Finds pictures. Each PART is a sentence, or a picture where a file of that name is there; parts combine.\n\n"
@@ -109,7 +112,12 @@ def search(argv: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object: query, images, scores")
     parser.add_argument("--sheet", metavar="FILE", help="draw what was found into a .jpg or .png")
     parser.add_argument("--open", action="store_true", help="show what was found")
-    args = parser.parse_args(shielded(argv))
+    return parser
+
+
+def search(argv: list[str]) -> None:
+    """imagedex search "two dogs on a beach" --gallery G"""
+    args = search_parser().parse_args(shielded(argv))
     words = [word.removeprefix("\0") for word in args.parts]
     from imagedex.gallery.query import read_parts
 
@@ -149,20 +157,23 @@ def shielded(argv: list[str]) -> list[str]:
     return ["\0-" if word == "-" else word for word in argv]
 
 
-def export(argv: list[str]) -> None:
-    """imagedex export --gallery G --to vectors.parquet"""
+def export_parser() -> Parser:
     parser = parser_of(
         "export", "Writes a gallery's catalog and vectors as one Parquet file, for DuckDB, Spark, Ray, Milvus, ..."
     )
     parser.add_argument("--to", metavar="FILE", required=True, help="a .parquet file")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def export(argv: list[str]) -> None:
+    """imagedex export --gallery G --to vectors.parquet"""
+    args = export_parser().parse_args(argv)
     gallery = opened(required(args.gallery, "--gallery"), args)
     written = gallery.export(args.to)
     print(f"{written} pictures: {args.to}")
 
 
-def serve(argv: list[str]) -> None:
-    """imagedex serve --gallery G"""
+def serve_parser() -> Parser:
     parser = parser_of(
         "serve", "Serves a page to search a gallery in a browser, and a JSON endpoint (POST /imagedex/search)."
     )
@@ -171,7 +182,12 @@ def serve(argv: list[str]) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (default: this machine alone)")
     parser.add_argument("--port", type=positive, default=7860, help="default: 7860")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def serve(argv: list[str]) -> None:
+    """imagedex serve --gallery G"""
+    args = serve_parser().parse_args(argv)
     try:
         from imagedex.page.server import serve as run_server
     except ImportError as error:
@@ -187,6 +203,7 @@ def serve(argv: list[str]) -> None:
 
 
 COMMANDS = {"index": index, "search": search, "serve": serve, "export": export}
+PARSERS = {"index": index_parser, "search": search_parser, "serve": serve_parser, "export": export_parser}
 
 
 def positive(text: str) -> int:

@@ -8,7 +8,7 @@ import gradio as gr
 from PIL import Image
 
 from imagedex.errors import UserError
-from imagedex.page.service import MOST_UPLOADS, Card, Question, Service
+from imagedex.page.service import LONGEST_QUERY, MOST_UPLOADS, Card, Question, Service
 
 logger = logging.getLogger(__name__)
 
@@ -19,70 +19,81 @@ HEAD = "<style>footer { display: none !important; }</style>"
 
 def build(service: Service, title: str = "imagedex") -> gr.Blocks:
     """The page over a service; routes for its pictures are in `server`."""
-    two = len(service.galleries) > 1
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(600, 600)) as page:
-        like, uploads = gr.State([]), gr.State([])
-        with gr.Row(equal_height=True):
-            text = gr.Textbox(
-                placeholder="two dogs on a beach", label="What is in the picture?", autofocus=True, scale=6, min_width=280,
-                elem_id="query",
-                max_length=2000,
-            )  # fmt: skip
-            without = gr.Textbox(
-                placeholder="leash", label="but without", scale=2, min_width=140, elem_id="without", max_length=2000
-            )
-            ask = gr.Button("Find", variant="primary", scale=1, min_width=90, elem_id="find")
-        chips = gr.Markdown(visible=False, elem_id="chips")
-        forget = gr.Button("Forget the pictures asked with", size="sm", visible=False, elem_id="forget")
-        with (
-            gr.Accordion("A picture as the question, filters, your own pictures", open=False, elem_id="options"),
-            gr.Row(),
-        ):
-            picture = gr.Image(
-                type="pil", sources=["upload", "clipboard"], label="Like this picture", height=180, elem_id="picture"
-            )
-            with gr.Column():
-                where = gr.Textbox(
-                    label="Only where", placeholder="folder == 'holiday' and width >= 1000", elem_id="where"
-                )
-                top_k = gr.Slider(1, 100, 24, step=1, label="Pictures")
-                fold = gr.Checkbox(True, label="Fold near-duplicates")
-            files = gr.File(
-                file_count="multiple", file_types=["image"], label="Search in your pictures, too (kept while this page is open)",
-                height=180, elem_id="files",
-            )  # fmt: skip
+        parts = asking() | options() | {"like": gr.State([]), "uploads": gr.State([])}
         with gr.Row():
             grids = []
             for number in range(len(service.galleries)):  # side by side, on a phone one below the other
                 with gr.Column(min_width=320):
                     grids.append(grid(f"grid-{number}"))
-
-        def find(text, without, picture, where, top_k, fold, like, uploads):
-            question = Question(
-                [text or ""], without or "", [key for key, _ in like], picture, where or "", int(top_k), fold
-            )
-            answers = [found(service, number, question, uploads, two) for number in range(len(service.galleries))]
-            return answers if two else answers[0]
-
-        asked = [text, without, picture, where, top_k, fold, like, uploads]
-        options = {"show_progress": "hidden", "concurrency_limit": 4, "api_visibility": "private"}
-        for event in (text.submit, without.submit, where.submit, ask.click, picture.change, top_k.release, fold.change):
-            event(find, asked, grids, **options)
-
-        def more(like, event: gr.EventData):
-            like = [*like, (event.key, event.title)][-5:]
-            shown = "like " + ", ".join(f"`{title}`" for _, title in like)
-            return like, gr.update(value=shown, visible=True), gr.update(visible=True)
-
-        for one in grids:
-            one.select(more, [like], [like, chips, forget], **options).then(find, asked, grids, **options)
-        forget.click(
-            lambda: ([], gr.update(visible=False), gr.update(visible=False)), None, [like, chips, forget], **options
-        ).then(find, asked, grids, **options)
-        files.change(lambda files: read_uploads(service, files), [files], [uploads], **options).then(
-            find, asked, grids, **options
-        )
+        connect(service, parts, grids)
     return page
+
+
+def asking() -> dict:
+    """The line in which one types."""
+    wide = {"autofocus": True, "scale": 6, "min_width": 280, "max_length": LONGEST_QUERY}
+    narrow = {"scale": 2, "min_width": 140, "max_length": LONGEST_QUERY}
+    with gr.Row(equal_height=True):
+        return {
+            "text": gr.Textbox(
+                placeholder="two dogs on a beach", label="What is in the picture?", elem_id="query", **wide
+            ),
+            "without": gr.Textbox(placeholder="leash", label="but without", elem_id="without", **narrow),
+            "ask": gr.Button("Find", variant="primary", scale=1, min_width=90, elem_id="find"),
+        }
+
+
+def options() -> dict:
+    """What else can be said: pictures asked with, a picture, a filter, one's own pictures."""
+    parts = {
+        "chips": gr.Markdown(visible=False, elem_id="chips"),
+        "forget": gr.Button("Forget the pictures asked with", size="sm", visible=False, elem_id="forget"),
+    }
+    heading = "A picture as the question, filters, your own pictures"
+    with gr.Accordion(heading, open=False, elem_id="options"), gr.Row():
+        seen = {"type": "pil", "sources": ["upload", "clipboard"], "height": 180}
+        parts["picture"] = gr.Image(label="Like this picture", elem_id="picture", **seen)
+        with gr.Column():
+            example = "folder == 'holiday' and width >= 1000"
+            parts["where"] = gr.Textbox(label="Only where", placeholder=example, elem_id="where")
+            parts["top_k"] = gr.Slider(1, 100, 24, step=1, label="Pictures")
+            parts["fold"] = gr.Checkbox(True, label="Fold near-duplicates")
+        several = {"file_count": "multiple", "file_types": ["image"], "height": 180}
+        label = "Search in your pictures, too (kept while this page is open)"
+        parts["files"] = gr.File(label=label, elem_id="files", **several)
+    return parts
+
+
+def connect(service: Service, parts: dict, grids: list[gr.HTML]) -> None:
+    """What happens when something is typed, clicked or dropped."""
+    said = {"show_progress": "hidden", "concurrency_limit": 4, "api_visibility": "private"}
+    asked = [parts[name] for name in ("text", "without", "picture", "where", "top_k", "fold", "like", "uploads")]
+    liked = [parts[name] for name in ("like", "chips", "forget")]
+
+    def find(text, without, picture, where, top_k, fold, like, uploads):
+        keys = [key for key, _ in like]
+        question = Question([text or ""], without or "", keys, picture, where or "", int(top_k), fold)
+        answers = [found(service, number, question, uploads) for number in range(len(grids))]
+        return answers if len(grids) > 1 else answers[0]
+
+    def more(like, event: gr.EventData):
+        like = [*like, (event.key, event.title)][-5:]
+        shown = "like " + ", ".join(f"`{title}`" for _, title in like)
+        return like, gr.update(value=shown, visible=True), gr.update(visible=True)
+
+    def forget():
+        return [], gr.update(visible=False), gr.update(visible=False)
+
+    events = [parts[name].submit for name in ("text", "without", "where")]
+    events += [parts["ask"].click, parts["picture"].change, parts["top_k"].release, parts["fold"].change]
+    for event in events:
+        event(find, asked, grids, **said)
+    for one in grids:
+        one.select(more, liked[:1], liked, **said).then(find, asked, grids, **said)
+    parts["forget"].click(forget, None, liked, **said).then(find, asked, grids, **said)
+    own = parts["files"].change(lambda files: read_uploads(service, files), parts["files"], parts["uploads"], **said)
+    own.then(find, asked, grids, **said)
 
 
 def grid(name: str) -> gr.HTML:
@@ -93,7 +104,7 @@ def grid(name: str) -> gr.HTML:
     )  # fmt: skip
 
 
-def found(service: Service, number: int, question: Question, uploads, two: bool) -> dict:
+def found(service: Service, number: int, question: Question, uploads) -> dict:
     """What a grid shows."""
     try:
         answer = service.answer(number, question, uploads)
@@ -104,7 +115,7 @@ def found(service: Service, number: int, question: Question, uploads, two: bool)
     name = Path(service.galleries[number].model.name).name
     return {
         "message": message,
-        "heading": name if two else "",
+        "heading": name if len(service.galleries) > 1 else "",
         "milliseconds": f"{answer.milliseconds:.0f}",
         "cards": cards,
     }

@@ -11,7 +11,9 @@ from pathlib import Path
 from accelerate.commands.launch import launch_command_parser
 from docs.stand_ins import EARLIER, NOT_CODE, NOT_RUN, ROOT, SMALL, STREAMED, TEXTS
 
+from imagedex.cli import GALLERY
 from imagedex.command_line import parse_arguments
+from imagedex.gallery.commands import PARSERS
 
 SCRIPTS = ("run_xmatching", "run_image_indexing", "run_dsi", "run_retrieval")
 SUBCOMMANDS = {name.removeprefix("run_").replace("_", "-"): name for name in SCRIPTS}
@@ -99,6 +101,12 @@ def instead(step: Step, first: str) -> None:
         args = launch_command_parser().parse_args(words[2:])
         assert (ROOT / args.config_file).is_file()
         parse(args.training_script.removesuffix(".py"), [*args.training_script_args, "--use_cpu"])
+    elif first == "imagedex serve":
+        PARSERS["serve"]().parse_args(words[2:])
+    elif first == "curl":
+        server = importlib.import_module("imagedex.page.server")
+        assert server.ROUTE + "/search" in step.text
+        server.Asked.model_validate_json(words[words.index("-d") + 1])
     else:
         raise AssertionError(f"say what is checked instead of {step}")
 
@@ -111,7 +119,7 @@ def check_extras(text: str) -> None:
 def run_script(command: str) -> None:
     """In this process and folder, with small sizes."""
     words = words_of(command)
-    if words[:2] == ["imagedex", "recipes"]:
+    if words[:2] == ["imagedex", "recipes"] or (words[0] == "imagedex" and words[1] in GALLERY):
         importlib.import_module("imagedex.cli").main(words[1:])
         return
     script, argv = split_command(command)

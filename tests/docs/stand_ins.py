@@ -88,6 +88,8 @@ NOT_RUN = {
     "make": "builds an environment and trains for minutes; the target exists and `make -n` expands it",
     "pip install .": "the wheel's own test builds and installs it; here: the extras exist",
     "accelerate launch": "wants several GPUs; accelerate's parser reads its flags, the script's parser the others",
+    "imagedex serve": "serves until it is stopped; tests/page does it; here: the command's parser reads the flags",
+    "curl": "asks that server; here: the body is one that the endpoint takes",
 }
 
 # Blocks in no language are no commands, by their first words -> what they are, and who checks them.

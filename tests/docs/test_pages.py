@@ -24,6 +24,8 @@ from docs.page_blocks import (
 )
 from docs.stand_ins import EARLIER, HUB, NOT_CODE, NOT_RUN, ROOT, TEXTS, furnish, hub_cache
 
+from imagedex.gallery.commands import PARSERS
+
 STEPS = {page: steps_of(page) for page in PAGES}
 TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 
@@ -143,6 +145,7 @@ def known_flags():
     from imagedex.command_line import Parser
 
     parsers = [Parser(importlib.import_module(f"imagedex.{script}").ARGUMENTS) for script in SCRIPTS]
+    parsers += [make() for make in PARSERS.values()]
     return set().union(*(parser._option_string_actions for parser in parsers))
 
 
