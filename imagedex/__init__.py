@@ -5,6 +5,7 @@ One import root, in a checkout as in an installed package: ``imagedex.modeling``
 folder in a checkout.
 """
 
+import importlib
 from pathlib import Path
 
 __version__ = "0.2.0"
@@ -20,7 +21,5 @@ DATA = HERE.parent if IS_CHECKOUT else HERE  # where recipes/, model_cards/ and 
 def __getattr__(name: str):
     """`from imagedex import Gallery`, without torch before it is asked for."""
     if name == "Gallery":
-        from imagedex.gallery.gallery import Gallery
-
-        return Gallery
+        return importlib.import_module("imagedex.gallery.gallery").Gallery
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

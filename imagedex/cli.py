@@ -19,7 +19,7 @@ COMMANDS = {
     "dsi": ("run_dsi", "train and evaluate a generative retriever: caption (or question) -> identifier"),
     "retrieval": ("run_retrieval", "ask trained models: sentences in; rankings, figures and a contact sheet out"),
 }
-# subcommands of imagedex.gallery.commands
+# subcommands of imagedex.commands
 GALLERY = {
     "index": "make a gallery of pictures, or bring it in step with them",
     "search": "find pictures in a gallery: a sentence or a picture in, pictures out",
@@ -97,7 +97,7 @@ def carry_out(name: str, argv: list[str]) -> None:
             raise UserError(f"imagedex clear-kept takes one folder, or none: {' '.join(argv)}")
         print(clear_kept(*argv))
     elif name in GALLERY:
-        from imagedex.gallery import commands
+        from imagedex import commands
 
         commands.COMMANDS[name](argv)
     elif name in COMMANDS:

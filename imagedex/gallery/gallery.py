@@ -11,6 +11,7 @@ fifth of it would be such rows.
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from imagedex.files import alone_in, whole_file
 from imagedex.gallery import catalog, compaction, exact, filters, scanning
 from imagedex.gallery.model import DEFAULT_MODEL, GalleryModel
 from imagedex.gallery.pictures import PlacedPictures, open_picture
+from imagedex.gallery.processes import Processes
 from imagedex.gallery.query import Part, read_part
 
 logger = logging.getLogger(__name__)
@@ -129,12 +131,13 @@ class Gallery:
 
         Returns: what changed. A second call on the same sources changes nothing.
         """
+        checked = [scanning.check_source(source) for source in sources]
+        processes = Processes()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with alone_in(self.folder, "gallery"):
+        with alone_in(self.folder, "gallery") if processes.is_first else nullcontext():
             self._reread()
-            return self._update(
-                [scanning.check_source(source) for source in sources], batch_size, num_workers, threads, progress
-            )
+            looked = processes.from_first(lambda: self._look(checked, threads, progress))
+            return self._update(*looked, processes, batch_size, num_workers, progress)
 
     def remove(self, image_ids: Sequence[str] = (), where: str | None = None) -> list[str]:
         """Takes pictures out: those named, and those for which the filter holds. They come back if `add` finds them again."""
@@ -158,23 +161,31 @@ class Gallery:
             self.header, self.table = known
         self._store = self._searched = None
 
-    def _update(self, sources, batch_size, num_workers, threads, progress) -> scanning.Changes:
+    def _look(self, sources, threads: int, progress: bool) -> tuple:
+        """(header, table, changes, the image_ids that were read) as the sources are now, before anything is encoded."""
         header = self.header or catalog.Header(self.model.name, self.model.maker, self.model.files, self.vector_type)
-        roots = catalog.Roots(dict(header.roots))
-        changes, places = scanning.Changes(), []
+        roots, changes, places = catalog.Roots(dict(header.roots)), scanning.Changes(), []
         for source in sources:
             found, others = scanning.places_in(source, roots.prefix(str(source)))
             places += found
             for ending, count in others.items():
                 changes.passed_over[ending] = changes.passed_over.get(ending, 0) + count
         header.roots = roots.prefixes
-        table, looked_at = self._in_step(places, {str(source) for source in sources}, changes, threads, progress)
-        table = self._encode(table, batch_size, num_workers, progress)
-        for row in table.filter(pc.is_in(table["image_id"], pa.array(looked_at, pa.string()))).to_pylist():
+        table, read = self._in_step(places, {str(source) for source in sources}, changes, threads, progress)
+        return header, table, changes, read
+
+    def _update(self, header, table, changes, read, processes, batch_size, num_workers, progress) -> scanning.Changes:
+        """Encodes what has no vector, and makes the change happen."""
+        table = self._encode(table, processes, batch_size, num_workers, progress)
+        for row in table.filter(pc.is_in(table["image_id"], pa.array(read, pa.string()))).to_pylist():
             if row["unreadable"]:
                 changes.unreadable[row["image_id"]] = row["unreadable"]
         self.header = header
-        self._commit(table)
+        if processes.is_first:
+            self._commit(table)
+        processes.joined({})
+        self.table = table
+        self._store = self._searched = None
         return changes
 
     def _in_step(self, places, roots: set[str], changes, threads: int, progress: bool) -> tuple[pa.Table, list[str]]:
@@ -203,21 +214,25 @@ class Gallery:
         table = pa.concat_tables([self.table.filter(stays), scanning.as_table(described)])
         return table.sort_by("image_id"), [row["image_id"] for row in described]
 
-    def _encode(self, table: pa.Table, batch_size: int, num_workers: int, progress: bool) -> pa.Table:
+    def _encode(
+        self, table: pa.Table, processes: Processes, batch_size: int, num_workers: int, progress: bool
+    ) -> pa.Table:
         """Vectors of all pictures that have none yet; the table with the reasons of those that cannot be decoded."""
         readable = pc.equal(table["unreadable"], "")
         rows = np.flatnonzero(readable.to_numpy())
         keys, paths = catalog.keys_of(table)[rows], table["path"].to_numpy(zero_copy_only=False)[rows]
         reasons: dict[int, str] = {}
-        if len(self.store.missing(keys)):
-            self._fill(keys, PlacedPictures(paths), batch_size, num_workers, progress, reasons)
+        if processes.from_first(lambda: len(self.store.missing(keys))):
+            self._fill(keys, PlacedPictures(paths), processes, batch_size, num_workers, progress, reasons)
+            reasons = processes.joined(reasons)
+            self.store.reload()  # what the others have written
         unreadable = table["unreadable"].to_pylist()
         for place in compaction.without_vector(self.store, keys):
             unreadable[rows[place]] = reasons.get(place, "it cannot be decoded")
         column = table.column_names.index("unreadable")
         return table.set_column(column, "unreadable", pa.array(unreadable, pa.string()))
 
-    def _fill(self, keys, pictures, batch_size: int, num_workers: int, progress: bool, reasons: dict[int, str]) -> None:
+    def _fill(self, keys, pictures, processes, batch_size, num_workers, progress, reasons: dict[int, str]) -> None:
         encoder, kind = self.model.encoder, VECTOR_TYPES[self.vector_type]
 
         def encode(batches):
@@ -226,7 +241,7 @@ class Gallery:
                 bias = {"bias": encoder.bank.bias(vectors).numpy()} if encoder.bank else {}
                 yield {"vectors": vectors.numpy().astype(kind)} | bias
 
-        self.store.fill(keys, encode, batch_size, rows_per_shard=ROWS_PER_SHARD)
+        self.store.fill(keys, encode, batch_size, processes.share, ROWS_PER_SHARD)
 
     def _commit(self, table: pa.Table) -> None:
         catalog.write(self.folder, self.header, table)

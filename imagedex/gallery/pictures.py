@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,9 @@ def open_picture(path: str) -> Image.Image:
 
 
 def reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """In one line, the same each time: without the address that an object has in memory."""
+    text = re.sub(r"\s*<\S+ object at 0x[0-9a-f]+>", "", " ".join(str(error).split()))
+    return text[:200] or type(error).__name__
 
 
 class PlacedPictures(torch.utils.data.Dataset):

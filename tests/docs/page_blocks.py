@@ -13,7 +13,7 @@ from docs.stand_ins import EARLIER, NOT_CODE, NOT_RUN, ROOT, SMALL, STREAMED, TE
 
 from imagedex.cli import GALLERY
 from imagedex.command_line import parse_arguments
-from imagedex.gallery.commands import PARSERS
+from imagedex.commands import PARSERS
 
 SCRIPTS = ("run_xmatching", "run_image_indexing", "run_dsi", "run_retrieval")
 SUBCOMMANDS = {name.removeprefix("run_").replace("_", "-"): name for name in SCRIPTS}

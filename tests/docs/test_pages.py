@@ -24,7 +24,7 @@ from docs.page_blocks import (
 )
 from docs.stand_ins import EARLIER, HUB, NOT_CODE, NOT_RUN, ROOT, TEXTS, furnish, hub_cache
 
-from imagedex.gallery.commands import PARSERS
+from imagedex.commands import PARSERS
 
 STEPS = {page: steps_of(page) for page in PAGES}
 TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}

@@ -1,4 +1,4 @@
-"""The commands `imagedex index`, `imagedex search` and `imagedex export`: a gallery from the command line."""
+"""The commands over a gallery: `imagedex index`, `search`, `serve` and `export`."""
 
 import argparse
 import hashlib
@@ -58,7 +58,10 @@ def index(argv: list[str]) -> None:
     """imagedex index PHOTOS --gallery G"""
     args = index_parser().parse_args(argv)
     gallery = opened(required(args.gallery, "--gallery"), args, args.vector_type)
-    changes = gallery.add(*args.sources, batch_size=args.batch_size, num_workers=args.num_workers, progress=True)
+    first = int(os.environ.get("RANK", "0")) == 0  # of the processes that `accelerate launch` starts, one speaks
+    changes = gallery.add(*args.sources, batch_size=args.batch_size, num_workers=args.num_workers, progress=first)
+    if not first:
+        return
     say_what_is_left_out(changes)
     if args.json:
         counts = {name: len(getattr(changes, name)) for name in ("added", "changed", "removed")}
