@@ -112,6 +112,10 @@ def search_parser() -> Parser:
     parser.add_argument(
         "--where", metavar="FILTER", help="only pictures for which this holds: \"width >= 1000 and 'dog' in captions\""
     )
+    parser.add_argument(
+        "--keep", type=float, metavar="SHARE",
+        help="leave out what probably does not match: 0.9 keeps the right picture of nine in ten sentences",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object: query, images, scores")
     parser.add_argument("--sheet", metavar="FILE", help="draw what was found into a .jpg or .png")
     parser.add_argument("--open", action="store_true", help="show what was found")
@@ -135,7 +139,7 @@ def search(argv: list[str]) -> None:
         raise UserError(
             f"the gallery {gallery.folder} holds no picture; fill it with: imagedex index PHOTOS --gallery {gallery.folder}"
         )
-    found = gallery.search(*parts, top_k=args.top_k, where=args.where)
+    found = gallery.search(*parts, top_k=args.top_k, where=args.where, keep=args.keep)
     query = " ".join(words)
     if args.json:
         answer = {
@@ -145,7 +149,7 @@ def search(argv: list[str]) -> None:
         }
         print(json.dumps(answer, ensure_ascii=False))
     else:
-        print("\n".join(f"{one.score:7.4f}  {one.path}" for one in found) or "no picture passes the filter")
+        print("\n".join(f"{one.score:7.4f}  {one.path}" for one in found) or nothing_found(args))
     if args.sheet or args.open:
         from imagedex.gallery.sheet import draw
 
@@ -153,6 +157,10 @@ def search(argv: list[str]) -> None:
         draw(query, found, Path(sheet))
         if args.open:
             webbrowser.open(Path(sheet).resolve().as_uri())
+
+
+def nothing_found(args) -> str:
+    return "nothing matches" if args.keep is not None else "no picture passes the filter"
 
 
 def shielded(argv: list[str]) -> list[str]:

@@ -8,6 +8,10 @@ with the captions of the bank that are nearest to it, which is taken off its sco
 This is half of CSLS (1710.04087), without its term for the sentence, which is the same for every picture. A bias is known before
 any sentence is asked, so it costs nothing at query time (querybank normalisation, 2112.12777), and a picture's bias does not
 depend on the other pictures.
+
+With the sentence's term, too, which is computed in the same way, scores of different sentences can be compared (the whole CSLS):
+this is the confidence that a picture is the right one. Below which confidence a picture is not shown is calibrated on captions
+that were not trained: of such captions the share that was asked for has the right picture above it (split conformal prediction).
 """
 
 import hashlib
@@ -30,13 +34,17 @@ class CaptionBank:
     Args:
         vectors: (captions, D), of length 1; kept as float16.
         neighbours: how many captions, the nearest, make a picture's bias.
+        right_confidences: (captions,) of captions that were not trained, with their own pictures; None: not calibrated.
     """
 
-    def __init__(self, vectors: torch.Tensor, neighbours: int = 5):
+    def __init__(self, vectors: torch.Tensor, neighbours: int = 5, right_confidences: torch.Tensor | None = None):
         if vectors.ndim != 2 or len(vectors) == 0 or neighbours < 1:
             raise ValueError(f"a bank of {tuple(vectors.shape)} vectors and {neighbours} neighbours makes no bias")
         self.vectors = vectors.detach().to("cpu", torch.float16).contiguous()
         self.neighbours = min(neighbours, len(vectors))
+        self.right_confidences = (
+            None if right_confidences is None else right_confidences.detach().cpu().float().sort().values
+        )
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -55,10 +63,30 @@ class CaptionBank:
         means = [(block @ bank.T).topk(self.neighbours, dim=1).values.mean(1) for block in blocks]
         return (torch.cat(means) / 2).float().to(image_embeds.device)
 
+    def calibrate(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> None:
+        """Args: (Q, D) unit vectors of captions that were not trained, and (Q, D) of each one's own picture."""
+        scores = (text_embeds * image_embeds).sum(1) - self.bias(image_embeds)
+        self.right_confidences = (scores - self.bias(text_embeds)).cpu().float().sort().values
+
+    def cut_off(self, keep: float) -> float:
+        """The confidence that the right picture of a new caption has with probability `keep` or more, for captions like those
+        that it was calibrated on. Raises a `ValueError` for a bank that was not calibrated, and for no share between 0 and 1."""
+        if not 0 < keep < 1:
+            raise ValueError(f"{keep} is no share between 0 and 1")
+        if self.right_confidences is None:
+            raise ValueError(
+                "the model was not evaluated on held-out captions when it was trained, so it has no cut-off"
+            )
+        place = int((len(self.right_confidences) + 1) * (1 - keep) + 1e-9)
+        return self.right_confidences[place - 1].item() if place else -torch.inf
+
     def save_pretrained(self, folder: Path | str) -> None:
         # one entry: safetensors writes several in any order
-        facts = json.dumps({"neighbours": self.neighbours, "fingerprint": self.fingerprint})
-        content = safetensors.torch.save({"vectors": self.vectors}, {"bank": facts})
+        tensors, facts = {"vectors": self.vectors}, {"neighbours": self.neighbours, "fingerprint": self.fingerprint}
+        if self.right_confidences is not None:
+            tensors["right_confidences"] = self.right_confidences
+            facts["right_confidences"] = hash_of(self.right_confidences)
+        content = safetensors.torch.save(tensors, {"bank": json.dumps(facts)})
         replace_file(Path(folder, FILE), content)
 
     @classmethod
@@ -71,15 +99,21 @@ class CaptionBank:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata, vectors = file.metadata(), file.get_tensor("vectors")
+                right = file.get_tensor("right_confidences") if "right_confidences" in file.keys() else None  # noqa: SIM118
             if "bank" not in metadata:  # of an earlier version, without a fingerprint
                 return cls(vectors, int(metadata["neighbours"]))
             facts = json.loads(metadata["bank"])
-            bank = cls(vectors, int(facts["neighbours"]))
-            if facts["fingerprint"] != bank.fingerprint:
+            bank = cls(vectors, int(facts["neighbours"]), right)
+            changed = right is not None and facts.get("right_confidences") != hash_of(right)
+            if changed or facts["fingerprint"] != bank.fingerprint:
                 raise ValueError("its content has changed since it was saved")
             return bank
         except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{FILE} in {name_or_path} is broken: {error}") from error
+
+
+def hash_of(tensor: torch.Tensor) -> str:
+    return hashlib.blake2b(tensor.numpy().tobytes(), digest_size=16).hexdigest()
 
 
 class CaptionBankMixin:

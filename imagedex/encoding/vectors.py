@@ -120,10 +120,13 @@ def image_vector_batches(
     that cannot be read, and why; their vectors are zeros then.
     """
     loader = picture_batches(image_processor, dataset, batches, num_workers, unreadable)
-    with encoding_on(model, device) as device, progress_bar(sum(map(len, batches)), "pictures", progress) as bar:
+    with progress_bar(sum(map(len, batches)), "pictures", progress) as bar:
         for rows, inputs in zip(batches, loader, strict=True):
-            inputs = {name: _to_model(value, model, device) for name, value in inputs.items()}
-            vectors = unit_vectors(model.get_image_features(**inputs))
+            with encoding_on(
+                model, device
+            ) as place:  # not around the yield: whoever asks for batches may train between them
+                inputs = {name: _to_model(value, model, place) for name, value in inputs.items()}
+                vectors = unit_vectors(model.get_image_features(**inputs))
             bad = [place for place, row in enumerate(rows) if unreadable and row in unreadable]
             vectors[bad] = 0.0
             yield vectors

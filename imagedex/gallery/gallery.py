@@ -265,14 +265,18 @@ class Gallery:
 
     # search
 
-    def search(self, *parts: str | Part, top_k: int = 10, where: str | None = None) -> list[Found]:
+    def search(
+        self, *parts: str | Part, top_k: int = 10, where: str | None = None, keep: float | None = None
+    ) -> list[Found]:
         """The pictures that fit best, best first.
 
         Args:
             parts: sentences, and paths of pictures; their vectors are added, those of parts that begin with "-" taken off.
             where: which pictures may be found, see `imagedex.gallery.filters`.
+            keep: leaves out what probably does not match: of captions like those that the model was evaluated on, at least this
+                share keeps its right picture. None: nothing is left out.
         """
-        return self.search_vectors(self.query_vector(parts)[None], top_k, where)[0]
+        return self.search_vectors(self.query_vector(parts)[None], top_k, where, keep)[0]
 
     def query_vector(self, parts: Sequence[str | Part]) -> np.ndarray:
         """(D,) float32 of length 1: the weighted sum of the parts' vectors."""
@@ -295,14 +299,34 @@ class Gallery:
             raise UserError(f"cannot read the picture {part.path}: {broken}")
         return next(image_vector_batches(encoder.model, encoder.image_processor, pictures, [[0]]))[0]
 
-    def search_vectors(self, vectors: np.ndarray, top_k: int = 10, where: str | None = None) -> list[list[Found]]:
+    def search_vectors(
+        self, vectors: np.ndarray, top_k: int = 10, where: str | None = None, keep: float | None = None
+    ) -> list[list[Found]]:
         """Args: vectors (Q, D) float32 of length 1."""
         if top_k < 1:
             raise UserError(f"top_k {top_k}: must be 1 or more")
         table, rows, names, bias = self._searchable()
         allowed = None if where is None else filters.allowed(table, where)
+        least = self._least_scores(vectors, keep)
         found = exact.search(vectors, rows, names, top_k, allowed, bias=bias)
-        return [[self._found(table, row, score) for row, score in answer] for answer in found]
+        return [
+            [self._found(table, row, score) for row, score in answer if score >= lowest]
+            for answer, lowest in zip(found, least, strict=True)
+        ]
+
+    def _least_scores(self, vectors: np.ndarray, keep: float | None) -> list[float]:
+        """Below which score a picture is left out, for each query: the cut-off is one of confidences, see `CaptionBank`."""
+        if keep is None:
+            return [-np.inf] * len(vectors)
+        bank = self.model.encoder.bank
+        if bank is None:
+            raise UserError(
+                "--keep: the model has kept no bank of captions; take an XMatchingModel that was trained with one"
+            )
+        try:
+            return (bank.cut_off(keep) + bank.bias(torch.from_numpy(vectors))).tolist()
+        except ValueError as error:
+            raise UserError(f"--keep {keep}: {error}") from error
 
     def _searchable(self) -> tuple:
         if self._searched is None:

@@ -115,10 +115,10 @@ class Keeper:
                 num_workers=min(self.workers, len(batches)),
             )
             title = f"Keeping {self.name.replace('_', ' ')}" + ("" if view is None else f", view {view + 1}")
-            with torch.no_grad():
-                for batch in tqdm(loader, desc=title, disable=None if batches and not share[0] else True):
+            for batch in tqdm(loader, desc=title, disable=None if batches and not share[0] else True):
+                with torch.no_grad():  # not around the yield: whoever asks for batches may train between them
                     states = self.pool(batch).cpu()
-                    yield {self.name: (states.float() if states.is_floating_point() else states.int()).numpy()}
+                yield {self.name: (states.float() if states.is_floating_point() else states.int()).numpy()}
 
         rows_per_shard = max(1, min(ROWS_PER_SHARD, LARGEST_SHARD // self.row_bytes))
         self.store.fill(keys, encode, self.batch_size, share, rows_per_shard)

@@ -8,7 +8,14 @@ from PIL import Image
 from transformers import BertConfig, BertModel
 
 from imagedex.encoding.dual_encoder import load_dual_encoder
-from imagedex.encoding.vectors import count_unknown, encode_images, encode_texts, text_length_limit, unit_vectors
+from imagedex.encoding.vectors import (
+    count_unknown,
+    encode_images,
+    encode_texts,
+    image_vector_batches,
+    text_length_limit,
+    unit_vectors,
+)
 from imagedex.errors import UserError
 from imagedex.retrieval.gallery import read_gallery
 from imagedex.training.tokenizer import train_tokenizer
@@ -71,6 +78,13 @@ def test_the_model_is_put_back_into_its_mode_without_gradients(encoder):
     assert encoder.model.training
     encoder.model.eval()
     assert not encode_texts(encoder.model, encoder.tokenizer, ["a dog"]).requires_grad
+
+
+def test_who_asks_for_batches_of_vectors_may_train_between_them(encoder, gallery):
+    batches = image_vector_batches(encoder.model, encoder.image_processor, gallery, [[0], [1]])
+    encoder.model.train()
+    assert not next(batches).requires_grad and torch.is_grad_enabled() and encoder.model.training
+    encoder.model.eval()
 
 
 def test_dropout_is_off_while_encoding(tiny_clip):

@@ -262,3 +262,32 @@ def test_json_of_the_catalog_says_which_model(gallery, photos):
     gallery.add(photos)
     record = json.loads(pq.read_schema(gallery.folder / "catalog.parquet").metadata[b"imagedex"])
     assert record["model"] == gallery.model.name and record["roots"] == {str(photos): ""}
+
+
+def test_what_probably_does_not_match_is_left_out(tiny_xmatching, photos, tmp_path):
+    import torch
+
+    from imagedex.modeling.caption_bank import CaptionBank
+
+    gallery = Gallery.open(tmp_path / "gallery", str(tiny_xmatching), device="cpu")
+    encoder = gallery.model.encoder
+    if encoder.bank is None:
+        with pytest.raises(UserError, match="has kept no bank"):
+            gallery.search("a dog", keep=0.9)
+        generator = torch.Generator().manual_seed(0)
+        width = gallery.query_vector(["a dog"]).shape[0]
+        encoder.bank = CaptionBank(torch.nn.functional.normalize(torch.randn(30, width, generator=generator), dim=1))
+    gallery.model.__dict__.pop("maker", None)
+    gallery.add(photos)
+    with pytest.raises(UserError, match="has no cut-off"):
+        gallery.search("a dog", keep=0.9)
+    every = gallery.search("a dog", top_k=8)
+    asked = torch.from_numpy(gallery.query_vector(["a dog"]))[None]
+    confidences = [one.score - encoder.bank.bias(asked).item() for one in every]
+    encoder.bank.right_confidences = torch.tensor(sorted(confidences)).repeat_interleave(5)
+    kept = gallery.search("a dog", top_k=8, keep=0.5)
+    assert 0 < len(kept) < 8 and ids(kept) == ids(every)[: len(kept)]
+    encoder.bank.right_confidences = torch.full((20,), 9.0)
+    assert gallery.search("a dog", top_k=8, keep=0.9) == []
+    with pytest.raises(UserError, match="no share between 0 and 1"):
+        gallery.search("a dog", keep=1.5)

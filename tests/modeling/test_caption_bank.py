@@ -57,6 +57,41 @@ def test_a_hub_goes_down_and_other_pictures_do_not_matter():
     assert bank.bias(near) > bias.median()  # of its own captions a picture pays, too: all are measured alike
 
 
+def test_confidences_are_whole_csls_and_the_cut_off_is_that_of_a_sorted_list(tmp_path):
+    texts, pictures, bank = unit(99, 8, 2), unit(99, 8, 3), CaptionBank(unit(200, 8, 4), 7)
+    with pytest.raises(ValueError, match="has no cut-off"):
+        bank.cut_off(0.9)
+    bank.calibrate(texts, pictures)
+    captions = F.normalize(bank.vectors.float(), dim=1)
+    near = [torch.sort(captions @ vector, descending=True).values[:7].mean() / 2 for vector in [*texts, *pictures]]
+    by_hand = sorted(
+        float(t @ p - near[row] - near[99 + row]) for row, (t, p) in enumerate(zip(texts, pictures, strict=True))
+    )
+    assert bank.right_confidences.tolist() == pytest.approx(by_hand, abs=1e-6)
+    assert bank.cut_off(0.9) == pytest.approx(by_hand[9]) and bank.cut_off(0.5) == pytest.approx(by_hand[49])
+    assert bank.cut_off(0.999) == -torch.inf  # so few captions can promise no more
+    bank.save_pretrained(tmp_path)
+    again = CaptionBank.from_pretrained(tmp_path)
+    assert torch.equal(again.right_confidences, bank.right_confidences) and again.fingerprint == bank.fingerprint
+    content = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(content.replace(bank.right_confidences.numpy().tobytes(), b"\0" * 99 * 4))
+    with pytest.raises(ValueError, match="is broken"):
+        CaptionBank.from_pretrained(tmp_path)
+    for keep in (0, 1, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="no share between 0 and 1"):
+            bank.cut_off(keep)
+
+
+def test_the_promise_holds_for_captions_of_the_same_kind():
+    """Over many draws: at least the promised share of right pictures, and not much more."""
+    generator, kept = torch.Generator().manual_seed(0), []
+    for _ in range(400):
+        bank = CaptionBank(unit(3, 4))
+        bank.right_confidences = torch.randn(50, generator=generator).sort().values
+        kept.append((torch.randn(200, generator=generator) >= bank.cut_off(0.9)).float().mean())
+    assert 0.9 <= torch.stack(kept).mean() + 0.005 <= 0.93
+
+
 def tiny():
     torch.manual_seed(0)
     text = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8,

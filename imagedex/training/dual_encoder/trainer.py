@@ -104,6 +104,15 @@ class XMatchingTrainer(TowerTrainerMixin, Trainer):
             texts = torch.utils.data.Subset(self.train_dataset.texts, rows)
             core.caption_bank = CaptionBank(self.embed(texts, "text_embeds", "Encoding the bank of captions"))
 
+    def calibrate(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> None:
+        """Keeps with the bank how confident the model is of the right pictures of captions that were not trained."""
+        bank = self.accelerator.unwrap_model(self.model).caption_bank
+        bank.calibrate(text_embeds, image_embeds)
+        if (
+            self.args.should_save and Path(self.args.output_dir, CAPTION_BANK).exists()
+        ):  # of the model that was trained here
+            bank.save_pretrained(self.args.output_dir)
+
     def get_train_dataloader(self):
         """As Trainer; a stream brings its own, since its rows are this process's already."""
         if isinstance(self.train_dataset, CaptionStream):
@@ -222,6 +231,8 @@ class XMatchingTrainer(TowerTrainerMixin, Trainer):
         text_embeds, image_embeds = self.embed_both(evaluation)
         options = {"five_fold": self.args.five_fold, "with_intervals": not self.is_in_train}
         bias, galleries = self.bias(image_embeds), evaluation.galleries
+        if bias is not None and not self.is_in_train and eval_dataset is None:
+            self.calibrate(text_embeds, image_embeds[evaluation.targets])
         metrics = metrics_by_gallery(text_embeds, image_embeds, evaluation.targets, galleries, bias, **options)
         metrics |= {"folds": 5} if self.args.five_fold else {}
         metrics |= {"loss": self.loss_over(text_embeds, image_embeds, evaluation.targets), "queries": len(evaluation)}
