@@ -179,8 +179,12 @@ def export_parser() -> Parser:
 def export(argv: list[str]) -> None:
     """imagedex export --gallery G --to vectors.parquet"""
     args = export_parser().parse_args(argv)
-    gallery = opened(required(args.gallery, "--gallery"), args)
-    written = gallery.export(args.to)
+    folder = required(args.gallery, "--gallery")
+    if not (Path(folder).expanduser() / "catalog.parquet").is_file():
+        raise UserError(
+            f"--gallery {folder}: there is no gallery; make one with: imagedex index PHOTOS --gallery {folder}"
+        )
+    written = opened(folder, args).export(args.to)
     print(f"{written} pictures: {args.to}")
 
 

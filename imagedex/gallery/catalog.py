@@ -3,6 +3,7 @@ which a change happens; vectors are written before it, and what it does not name
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -41,12 +42,13 @@ class Roots:
 
     prefixes: dict[str, str] = field(default_factory=dict)
 
-    def prefix(self, root: str) -> str:
-        """The root's own, made from its name where it is new: `holiday/`, `holiday-2/`, ..."""
+    def prefix(self, root: str, others: Collection[str] = ()) -> str:
+        """The root's own, made from its name where it is new: `holiday/`, `holiday-2/`, ... Args: others, image_ids of other
+        roots, none of which may begin so."""
         if root not in self.prefixes:
             taken, name, number = set(self.prefixes.values()), Path(root).name or "root", 1
             wanted = f"{name}/" if taken else ""
-            while wanted in taken:
+            while wanted in taken or (wanted and any(image_id.startswith(wanted) for image_id in others)):
                 number += 1
                 wanted = f"{name}-{number}/"
             self.prefixes[root] = wanted

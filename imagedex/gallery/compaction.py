@@ -8,6 +8,7 @@ from imagedex.encoding.store import ROWS_PER_SHARD, Store, as_scalars
 
 logger = logging.getLogger(__name__)
 
+MOST_SMALL = 32  # shards beyond what the rows need: each is a file to be opened
 MOST = 1.15  # of the room that the live rows need
 
 
@@ -37,30 +38,31 @@ def compact(store: Store, live: np.ndarray) -> None:
         (sum(a[:1].nbytes for a in (shard.keys, *shard.fields.values())) for shard in store.shards), default=1
     )
     needed = sum(int(own.sum()) for own in alive) * row_bytes
-    if sum(sizes) <= MOST * needed + row_bytes:
+    crowded = len(store.shards) > 2 * -(-len(wanted) // ROWS_PER_SHARD) + MOST_SMALL
+    if sum(sizes) <= MOST * needed + row_bytes and not crowded:
         return
     worst = [place for place, own in enumerate(alive) if not own.all() or len(own) < ROWS_PER_SHARD // 2]
-    kept_keys = [store.shards[place].keys[alive[place]] for place in worst]
-    fields = (
-        {
-            name: np.concatenate([store.shards[place].fields[name][alive[place]] for place in worst])
-            for name in store.shards[worst[0]].fields
-        }
-        if worst
-        else {}
-    )
-    keys = np.concatenate(kept_keys) if worst else np.empty((0, 16), np.uint8)
-    old = [store.shards[place].path for place in worst]
-    written = [
-        store.write(
-            keys[at : at + ROWS_PER_SHARD], **{name: value[at : at + ROWS_PER_SHARD] for name, value in fields.items()}
-        )
-        for at in range(0, len(keys), ROWS_PER_SHARD)
-    ]
+    old, written, waiting = [store.shards[place].path for place in worst], [], []
+    for place in worst:  # never more than two shards in memory
+        shard, own = store.shards[place], alive[place]
+        waiting.append({"keys": shard.keys[own]} | {name: field[own] for name, field in shard.fields.items()})
+        if sum(len(part["keys"]) for part in waiting) >= ROWS_PER_SHARD:
+            written += write(store, waiting, ROWS_PER_SHARD)
+    written += write(store, waiting, 1)
     for path in set(old) - set(written):
         path.unlink(missing_ok=True)
     store.reload()
     logger.info("%s: %d shards written anew as %d", store.folder, len(old), len(written))
+
+
+def write(store: Store, waiting: list[dict[str, np.ndarray]], least: int) -> list:
+    """New shards of the rows that wait, while there are at least so many; those that are left go on waiting."""
+    written = []
+    while waiting and sum(len(part["keys"]) for part in waiting) >= least:
+        rows = {name: np.concatenate([part[name] for part in waiting]) for name in waiting[0]}
+        waiting[:] = [{name: value[ROWS_PER_SHARD:] for name, value in rows.items()}]
+        written.append(store.write(**{name: value[:ROWS_PER_SHARD] for name, value in rows.items()}))
+    return written
 
 
 def first_of_equal(store: Store) -> list[np.ndarray]:

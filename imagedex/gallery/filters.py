@@ -41,10 +41,10 @@ def allowed(table: pa.Table, where: str) -> np.ndarray:
     try:
         tree = ast.parse(where.strip(), mode="eval").body
         mask = _Reader(table).mask(tree)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"--where {where!r} is no filter; an example is: {EXAMPLE}") from error
-    except (pa.ArrowException, TypeError) as error:
+    except (pa.ArrowException, TypeError, OverflowError) as error:
         raise UserError(f"--where {where!r}: {' '.join(str(error).split())[:200]}") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UserError(f"--where {where[:200]!r} is no filter; an example is: {EXAMPLE}") from error
     return np.asarray(mask.fill_null(False).to_numpy(zero_copy_only=False), bool)
 
 
@@ -125,8 +125,8 @@ class _Reader:
         """A constant of the column's kind: '2024-01-31' beside dates is a date."""
         if pa.types.is_timestamp(column.type) and isinstance(value, str):
             return pa.scalar(value).cast(column.type)
-        if isinstance(value, float) and pa.types.is_integer(column.type):
-            return pa.scalar(value)
+        if isinstance(value, int | float) and pa.types.is_integer(column.type):
+            return pa.scalar(value)  # which may be no number that the column could hold
         return pa.scalar(value, column.type) if not isinstance(value, bool) else pa.scalar(value)
 
     def constant(self, node: ast.expr):

@@ -28,13 +28,15 @@ from imagedex.errors import UserError
 from imagedex.files import alone_in, whole_file
 from imagedex.gallery import catalog, compaction, exact, filters, scanning
 from imagedex.gallery.model import DEFAULT_MODEL, GalleryModel
-from imagedex.gallery.pictures import PlacedPictures, open_picture
+from imagedex.gallery.pictures import IndexedPictures, PlacedPictures, open_picture
 from imagedex.gallery.processes import Processes
-from imagedex.gallery.query import Part, read_part
+from imagedex.gallery.query import Part, read_parts
 
 logger = logging.getLogger(__name__)
 
 VECTORS = "vectors"
+QUERIES_AT_ONCE = 256
+NOT_READ = bytes(16)  # the key of a file that could not be opened
 VECTOR_TYPES = {"float32": np.float32, "float16": np.float16}
 
 
@@ -54,7 +56,9 @@ class Found:
 
 
 class Gallery:
-    """Opened by `Gallery.open`."""
+    """Opened by `Gallery.open`. hidden: columns that filters do not see, where strangers ask."""
+
+    hidden: tuple[str, ...] = ()
 
     def __init__(
         self, folder: Path, model: GalleryModel, header: catalog.Header | None, table: pa.Table, vector_type: str
@@ -98,7 +102,7 @@ class Gallery:
         name = model or (header.model if header else DEFAULT_MODEL)
         opened = GalleryModel(name, device, trust_remote_code, header)
         gallery = cls(folder, opened, header, table, header.vector_type if header else vector_type or "float32")
-        if header and model not in (None, header.model) and opened.maker != header.maker:
+        if header and opened.name != header.model and opened.maker != header.maker:
             raise UserError(
                 f"the gallery {folder} is of {header.model}; {model} would see its pictures otherwise: make another"
             )
@@ -144,7 +148,7 @@ class Gallery:
         self.folder.mkdir(parents=True, exist_ok=True)
         with alone_in(self.folder, "gallery"):
             self._reread()
-            gone = np.isin(np.asarray(self.table["image_id"].to_pylist(), object), list(image_ids))
+            gone = pc.is_in(self.table["image_id"], pa.array(list(image_ids), pa.string())).to_numpy()
             unknown = set(image_ids) - set(self.table["image_id"].to_pylist())
             if unknown:
                 raise UserError(f"{self.folder} holds no picture {sorted(unknown)[0]}")
@@ -162,24 +166,39 @@ class Gallery:
         self._store = self._searched = None
 
     def _look(self, sources, threads: int, progress: bool) -> tuple:
-        """(header, table, changes, the image_ids that were read) as the sources are now, before anything is encoded."""
+        """(header, table, changes, the sources) as they are now, before anything is encoded."""
         header = self.header or catalog.Header(self.model.name, self.model.maker, self.model.files, self.vector_type)
+        header.files = self.model.files
         roots, changes, places = catalog.Roots(dict(header.roots)), scanning.Changes(), []
+        known = list(zip(self.table["image_id"].to_pylist(), self.table["root"].to_pylist(), strict=True))
         for source in sources:
-            found, others = scanning.places_in(source, roots.prefix(str(source)))
+            taken = {place.image_id for place in places if place.root != str(source)}
+            taken |= {name for name, root in known if root != str(source)}
+            found, others = scanning.places_in(source, roots.prefix(str(source), taken))
             places += found
             for ending, count in others.items():
                 changes.passed_over[ending] = changes.passed_over.get(ending, 0) + count
         header.roots = roots.prefixes
-        table, read = self._in_step(places, {str(source) for source in sources}, changes, threads, progress)
-        return header, table, changes, read
+        names = {str(source) for source in sources}
+        self._check_names(places, names)
+        return header, self._in_step(places, names, changes, threads, progress), changes, sorted(names)
 
-    def _update(self, header, table, changes, read, processes, batch_size, num_workers, progress) -> scanning.Changes:
+    def _check_names(self, places, roots: set[str]) -> None:
+        """Raises `UserError` where two pictures would have one image_id: one of them could not be found."""
+        others = self.table.filter(pc.invert(pc.is_in(self.table["root"], pa.array(sorted(roots), pa.string()))))
+        seen = dict(zip(others["image_id"].to_pylist(), others["path"].to_pylist(), strict=True))
+        for place in places:
+            if seen.setdefault(place.image_id, place.path) != place.path:
+                both = f"{seen[place.image_id]} and {place.path}"
+                raise UserError(
+                    f"{both} would both be called {place.image_id}; give one folder that holds both, or two galleries"
+                )
+
+    def _update(self, header, table, changes, roots, processes, batch_size, num_workers, progress) -> scanning.Changes:
         """Encodes what has no vector, and makes the change happen."""
         table = self._encode(table, processes, batch_size, num_workers, progress)
-        for row in table.filter(pc.is_in(table["image_id"], pa.array(read, pa.string()))).to_pylist():
-            if row["unreadable"]:
-                changes.unreadable[row["image_id"]] = row["unreadable"]
+        ours = table.filter(pc.is_in(table["root"], pa.array(roots, pa.string()))).select(["image_id", "unreadable"])
+        changes.unreadable = {row["image_id"]: row["unreadable"] for row in ours.to_pylist() if row["unreadable"]}
         self.header = header
         if processes.is_first:
             self._commit(table)
@@ -188,8 +207,8 @@ class Gallery:
         self._store = self._searched = None
         return changes
 
-    def _in_step(self, places, roots: set[str], changes, threads: int, progress: bool) -> tuple[pa.Table, list[str]]:
-        """The table as the sources are now, without vectors yet; and which pictures were read for it."""
+    def _in_step(self, places, roots: set[str], changes, threads: int, progress: bool) -> pa.Table:
+        """The table as the sources are now, without vectors yet. A file that could not be opened is tried again."""
         known = {
             row["image_id"]: row
             for row in self.table.select(["image_id", "bytes", "changed", "key", "root"]).to_pylist()
@@ -198,7 +217,7 @@ class Gallery:
         new = []
         for place in places:
             row = known.get(place.image_id)
-            if row is None or (row["bytes"], row["changed"]) != (place.bytes, place.changed):
+            if row is None or row["key"] == NOT_READ or (row["bytes"], row["changed"]) != (place.bytes, place.changed):
                 new.append(place)
         described = list(scanning.describe_all(new, threads, progress))
         for row in described:
@@ -212,7 +231,7 @@ class Gallery:
         gone = {*changes.removed, *(row["image_id"] for row in described)}
         stays = pc.invert(pc.is_in(self.table["image_id"], pa.array(sorted(gone), pa.string())))
         table = pa.concat_tables([self.table.filter(stays), scanning.as_table(described)])
-        return table.sort_by("image_id"), [row["image_id"] for row in described]
+        return table.sort_by("image_id")
 
     def _encode(
         self, table: pa.Table, processes: Processes, batch_size: int, num_workers: int, progress: bool
@@ -221,22 +240,25 @@ class Gallery:
         readable = pc.equal(table["unreadable"], "")
         rows = np.flatnonzero(readable.to_numpy())
         keys, paths = catalog.keys_of(table)[rows], table["path"].to_numpy(zero_copy_only=False)[rows]
-        reasons: dict[int, str] = {}
-        if processes.from_first(lambda: len(self.store.missing(keys))):
-            self._fill(keys, PlacedPictures(paths), processes, batch_size, num_workers, progress, reasons)
-            reasons = processes.joined(reasons)
+        lacking = len(self.store.missing(keys))
+        processes.joined({})  # all have looked before anyone writes, so all share out the same rows
+        if lacking:
+            self._fill(keys, IndexedPictures(paths, keys), processes, batch_size, num_workers, progress)
+            processes.joined({})
             self.store.reload()  # what the others have written
         unreadable = table["unreadable"].to_pylist()
         for place in compaction.without_vector(self.store, keys):
-            unreadable[rows[place]] = reasons.get(place, "it cannot be decoded")
+            unreadable[rows[place]] = (
+                "its pixels cannot be decoded"  # the same words for a run that was stopped and went on
+            )
         column = table.column_names.index("unreadable")
         return table.set_column(column, "unreadable", pa.array(unreadable, pa.string()))
 
-    def _fill(self, keys, pictures, processes, batch_size, num_workers, progress, reasons: dict[int, str]) -> None:
+    def _fill(self, keys, pictures, processes, batch_size: int, num_workers: int, progress: bool) -> None:
         encoder, kind = self.model.encoder, VECTOR_TYPES[self.vector_type]
 
         def encode(batches):
-            options = {"num_workers": num_workers, "progress": progress, "unreadable": reasons}
+            options = {"num_workers": num_workers, "progress": progress, "unreadable": {}}
             for vectors in image_vector_batches(encoder.model, encoder.image_processor, pictures, batches, **options):
                 bias = {"bias": encoder.bank.bias(vectors).numpy()} if encoder.bank else {}
                 yield {"vectors": vectors.numpy().astype(kind)} | bias
@@ -250,8 +272,10 @@ class Gallery:
 
     def export(self, path: str | Path) -> int:
         """Writes the catalog with each picture's vector (a list of float32) as one Parquet file; how many pictures it holds."""
-        table, rows, _, _ = self._searchable()
         path = Path(path).expanduser()
+        if path.suffix != ".parquet" or path.is_dir():
+            raise UserError(f"{path}: give the name of a .parquet file")
+        table, rows, _, _ = self._searchable()
         with whole_file(path) as file:
             size = rows.array("vectors", [0]).shape[1] if len(rows) else 0
             schema = table.schema.append(pa.field("vector", pa.list_(pa.float32(), size)))
@@ -271,7 +295,7 @@ class Gallery:
         """The pictures that fit best, best first.
 
         Args:
-            parts: sentences, and paths of pictures; their vectors are added, those of parts that begin with "-" taken off.
+            parts: sentences and paths of pictures, whose vectors are added; the part after a "-" is taken off.
             where: which pictures may be found, see `imagedex.gallery.filters`.
             keep: leaves out what probably does not match: of captions like those that the model was evaluated on, at least this
                 share keeps its right picture. None: nothing is left out.
@@ -280,9 +304,7 @@ class Gallery:
 
     def query_vector(self, parts: Sequence[str | Part]) -> np.ndarray:
         """(D,) float32 of length 1: the weighted sum of the parts' vectors."""
-        read = [read_part(part) if isinstance(part, str) else part for part in parts]
-        if not read:
-            raise UserError("nothing is asked: give a sentence or a picture")
+        read = read_parts(parts)
         total = sum(part.weight * self.part_vector(part) for part in read)
         if not total.norm() > 1e-6:
             raise UserError("these parts take each other off, and nothing is left to search for")
@@ -306,9 +328,10 @@ class Gallery:
         if top_k < 1:
             raise UserError(f"top_k {top_k}: must be 1 or more")
         table, rows, names, bias = self._searchable()
-        allowed = None if where is None else filters.allowed(table, where)
+        allowed = None if where is None else filters.allowed(table.drop_columns(list(self.hidden)), where)
         least = self._least_scores(vectors, keep)
-        found = exact.search(vectors, rows, names, top_k, allowed, bias=bias)
+        blocks = [vectors[at : at + QUERIES_AT_ONCE] for at in range(0, len(vectors), QUERIES_AT_ONCE)]
+        found = [one for block in blocks for one in exact.search(block, rows, names, top_k, allowed, bias=bias)]
         return [
             [self._found(table, row, score) for row, score in answer if score >= lowest]
             for answer, lowest in zip(found, least, strict=True)
@@ -328,10 +351,22 @@ class Gallery:
         except ValueError as error:
             raise UserError(f"--keep {keep}: {error}") from error
 
+    def _rows(self, keys):
+        try:
+            return self.store.rows(keys)
+        except (KeyError, FileNotFoundError):
+            known = catalog.read(self.folder)
+            if known and known[1].equals(self.table):
+                raise UserError(f"{self.folder} lacks vectors of its pictures; give the index command again") from None
+            return None
+
     def _searchable(self) -> tuple:
         if self._searched is None:
             table = self.table.take(pa.array(self.readable)).combine_chunks()
-            rows = self.store.rows(catalog.keys_of(table))
+            rows = self._rows(catalog.keys_of(table))
+            if rows is None:  # another process has changed the gallery since it was opened
+                self._reread()
+                return self._searchable()
             biased = len(rows) and "bias" in self.store.shards[0].fields
             self._searched = table, rows, table["image_id"].to_pylist(), "bias" if biased else None
         return self._searched

@@ -1,15 +1,19 @@
 """The dual encoder of a gallery: loaded when it is first needed, and known again without a look at its weights."""
 
 import functools
+import hashlib
+import os
 from pathlib import Path
 
 import torch
 
 from imagedex.checkpoints import choose_device, source_of
 from imagedex.encoding.dual_encoder import DualEncoder, load_dual_encoder
-from imagedex.encoding.store import weights_fingerprint
 from imagedex.gallery.catalog import Header, files_of
+from imagedex.modeling.caption_bank import FILE as CAPTION_BANK
 
+WEIGHTS = (".safetensors", ".bin")
+CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 DEFAULT_MODEL = "google/siglip2-base-patch16-224"
 
 
@@ -21,7 +25,8 @@ class GalleryModel:
     """
 
     def __init__(self, name: str, device=None, trust_remote_code: bool = False, header: Header | None = None):
-        self.name, self.device, self.trust_remote_code, self.header = name, device, trust_remote_code, header
+        self.name = os.path.abspath(source_of(name)) if os.path.isdir(source_of(name)) else name
+        self.device, self.trust_remote_code, self.header = device, trust_remote_code, header
 
     @functools.cached_property
     def encoder(self) -> DualEncoder:
@@ -33,19 +38,30 @@ class GalleryModel:
         return encoder
 
     @functools.cached_property
-    def files(self) -> list:
+    def folder(self) -> Path:
+        """Where its files lie; of a Hub model in the cache, once it is loaded."""
         folder = Path(source_of(self.name))
-        if not folder.is_dir():  # a Hub model, which is in the cache by now
-            from transformers.utils import cached_file
+        if folder.is_dir():
+            return folder
+        from transformers.utils import cached_file
 
-            folder = Path(cached_file(self.name, "config.json")).parent
-        return files_of(str(folder))
+        self.encoder  # noqa: B018  downloads it
+        return Path(cached_file(self.name, "config.json")).parent
+
+    @functools.cached_property
+    def files(self) -> list:
+        return files_of(str(self.folder))
 
     @functools.cached_property
     def maker(self) -> dict[str, str]:
-        """Fingerprints of the weights and of the bank against hubs; those of the catalog while the model's files are the same."""
+        """Fingerprints of the model and of its bank against hubs, by the content of its files, so that they are the same on every
+        device; those of the catalog while the files have the same sizes and times."""
         if self.header and self.header.model == self.name and self.header.files == self.files:
             return self.header.maker
-        model, bank = self.encoder.model, self.encoder.bank
-        fingerprint = weights_fingerprint(model, self.encoder.image_processor.to_dict())
-        return {"model": fingerprint, "bank": bank.fingerprint if bank else ""}
+        bank, digest = self.encoder.bank, hashlib.blake2b(digest_size=16)
+        for name, _, _ in self.files:
+            if name.endswith(WEIGHTS) and name != CAPTION_BANK or name in CONFIGS:
+                with open(self.folder / name, "rb") as file:
+                    content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+                digest.update(name.encode() + content)
+        return {"model": digest.hexdigest(), "bank": bank.fingerprint if bank else ""}

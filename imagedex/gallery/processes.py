@@ -1,5 +1,6 @@
 """Several processes that encode one gallery, as `accelerate launch` starts them: one looks and writes down, all encode."""
 
+import datetime
 import os
 
 
@@ -12,7 +13,8 @@ class Processes:
             import torch
             from accelerate import PartialState
 
-            self.state = PartialState(cpu=not torch.cuda.is_available())  # else it does not see the others on a CPU
+            # without `cpu` it does not see the others on a CPU; the others wait while the first reads all files
+            self.state = PartialState(cpu=not torch.cuda.is_available(), timeout=datetime.timedelta(days=7))
 
     @property
     def share(self) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from imagedex.errors import UserError
 
+LARGEST_WEIGHT = 1e6
 _WEIGHT = re.compile(r"(\d+(?:\.\d+)?):(?=\S)")
 
 
@@ -32,11 +33,13 @@ class Part:
 def read_part(word: str, weight: float = 1.0) -> Part:
     """One part. Raises `UserError`: nothing in it, or a picture that is not there."""
     weighted = _WEIGHT.match(word)
-    if weighted and not Path(word).is_file():
+    if weighted and not is_file(word):
         weight, word = weight * float(weighted[1]), word[weighted.end() :]
+        if not abs(weight) < LARGEST_WEIGHT:
+            raise UserError(f"{weighted[1][:20]}: weights are below {LARGEST_WEIGHT:.0f}")
     kind, _, rest = word.partition(":")
     if kind == "image":
-        if not Path(rest).expanduser().is_file():
+        if not is_file(rest):
             raise UserError(f"image:{rest}: there is no such file")
         return Part(path=str(Path(rest).expanduser()), weight=weight)
     if kind == "text":
@@ -55,11 +58,13 @@ def is_file(word: str) -> bool:
         return False
 
 
-def read_parts(words: Sequence[str]) -> list[Part]:
-    """Parts of a command line, where `+` and `-` are words of their own. Raises `UserError`."""
+def read_parts(words: Sequence[str | Part]) -> list[Part]:
+    """Parts as they are typed, where `+` and `-` are words of their own, or made already. Raises `UserError`."""
     parts, sign = [], 1.0
     for word in words:
-        if word in ("+", "-"):
+        if isinstance(word, Part):
+            parts.append(word)
+        elif word in ("+", "-"):
             sign = 1.0 if word == "+" else -1.0
         else:
             parts.append(read_part(word, sign))

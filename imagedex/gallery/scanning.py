@@ -1,7 +1,6 @@
 """Which pictures a folder holds now, and what has changed of them since they were last looked at."""
 
 import datetime
-import hashlib
 import io
 import os
 import tarfile
@@ -17,9 +16,9 @@ from imagedex.encoding.store import KEY_BYTES
 from imagedex.encoding.vectors import progress_bar
 from imagedex.errors import UserError
 from imagedex.gallery.catalog import SCHEMA
-from imagedex.gallery.pictures import UNREADABLE, WITHIN, content_of, reason
+from imagedex.gallery.pictures import PHONES, READS_PHONES, WITHIN, content_of, hash_of, of_the_machine, reason
 
-PHONES = (".heic", ".heif")
+AT_ONCE = 8192  # files whose reading is under way or waits for its turn
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations in which width and height change places
 LEADS_NOWHERE = "(a link that leads nowhere)"
 NOT_UTF8 = "(a name that is not UTF-8)"
@@ -57,9 +56,10 @@ class Changes:
 def describe_all(places: Sequence[Place], threads: int, progress: bool) -> Iterator[dict]:
     """Rows of the catalog, in the places' order. Reading and hashing leave Python's lock, so threads help."""
     with ThreadPoolExecutor(threads) as pool, progress_bar(len(places), "files", progress, "reading") as bar:
-        for row in pool.map(describe, places):
-            bar.update(1)
-            yield row
+        for start in range(0, len(places), AT_ONCE):
+            for row in pool.map(describe, places[start : start + AT_ONCE]):
+                bar.update(1)
+                yield row
 
 
 def describe(place: Place) -> dict:
@@ -68,7 +68,7 @@ def describe(place: Place) -> dict:
         "image_id": place.image_id,
         "path": place.path,
         "root": place.root,
-        "folder": Path(place.image_id).parent.as_posix().removeprefix("."),
+        "folder": "" if (folder := Path(place.image_id).parent.as_posix()) == "." else folder,
         "bytes": place.bytes,
         "changed": place.changed,
         "captions": place.captions,
@@ -77,16 +77,18 @@ def describe(place: Place) -> dict:
     taken = None
     try:
         content = content_of(place.path)
-        row["key"] = hashlib.blake2b(content, digest_size=KEY_BYTES).digest()
+        row["key"] = hash_of(content)
         with Image.open(io.BytesIO(content)) as picture:
             exif = picture.getexif()
             width, height = picture.size
             turned = exif.get(ExifTags.Base.Orientation) in SIDEWAYS
             row["width"], row["height"] = (height, width) if turned else (width, height)
             taken = date_of(exif)
-    except UNREADABLE as error:
+    except Exception as error:  # a decoder raises what it likes
+        if of_the_machine(error):
+            raise
         row["unreadable"] = reason(error)
-        row.setdefault("key", bytes(KEY_BYTES))
+        row.setdefault("key", bytes(KEY_BYTES))  # the file could not be opened: it is tried again the next time
     row["date"] = taken or datetime.datetime.fromtimestamp(place.changed // 10**9)
     return row
 
@@ -107,6 +109,10 @@ def as_table(rows: Sequence[dict]) -> pa.Table:
 def check_source(source: str | Path) -> Path:
     """Absolute. Raises `UserError`: neither a folder nor a list of files nor a tar archive."""
     path = Path(os.path.abspath(Path(source).expanduser()))
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{source!r}: the name is not UTF-8; rename it") from None
     if not path.exists():
         raise UserError(f"{source}: there is no such folder or file")
     if path.is_file() and path.suffix.lower() not in (".txt", ".tar"):
@@ -122,16 +128,23 @@ def places_in(root: Path, prefix: str) -> tuple[list[Place], dict[str, int]]:
     places = []
     for name, path in files_below(root, others) if root.is_dir() else listed_in(root):
         try:
-            name.encode("utf-8")
-        except UnicodeEncodeError:
-            count(others, NOT_UTF8)
-            continue
-        if not os.path.isfile(path):
+            status = os.stat(path) if is_utf8(name) else None
+        except OSError:
             count(others, LEADS_NOWHERE)
             continue
-        status = os.stat(path)
+        if status is None:
+            count(others, NOT_UTF8)
+            continue
         places.append(Place(prefix + name, path, str(root), status.st_size, status.st_mtime_ns))
     return places, others
+
+
+def is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def count(others: dict[str, int], ending: str) -> None:
@@ -142,12 +155,7 @@ def extensions() -> frozenset[str]:
     """Endings of pictures. Those of phones are read with pillow-heif, the extra `heic`, where it is installed."""
     from imagedex.corpora.paths import image_extensions  # brings datasets, which a search does not wait for
 
-    try:
-        import pillow_heif
-    except ImportError:
-        return image_extensions()
-    pillow_heif.register_heif_opener()
-    return image_extensions() | set(PHONES)
+    return image_extensions() | set(PHONES if READS_PHONES else ())
 
 
 def files_below(folder: Path, others: dict[str, int]) -> list[tuple[str, str]]:
@@ -168,10 +176,14 @@ def files_below(folder: Path, others: dict[str, int]) -> list[tuple[str, str]]:
 def listed_in(file: Path) -> list[tuple[str, str]]:
     """As `files_below`, of a list: a path a line, relative to the list's folder or absolute."""
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8: {error}") from error
-    found = {Path(line).as_posix().lstrip("/"): os.path.abspath(file.parent / line) for line in lines}
+    found = {}
+    for line in dict.fromkeys(lines):
+        name, path = Path(line).as_posix().lstrip("/"), os.path.abspath(file.parent / line)
+        if found.setdefault(name, path) != path:
+            raise UserError(f"{file}: {found[name]} and {path} would both be called {name}")
     missing = [path for path in found.values() if not os.path.isfile(path)]
     if missing:
         raise UserError(f"{file} names {len(missing)} files that are not there, the first is {missing[0]}")
@@ -180,20 +192,30 @@ def listed_in(file: Path) -> list[tuple[str, str]]:
 
 def in_archive(file: Path, prefix: str, others: dict[str, int]) -> Iterator[Place]:
     """Pictures of a tar archive where they lie in it; a text of the same name beside one (webdataset's form) is its caption."""
-    changed, endings, texts, pictures = os.stat(file).st_mtime_ns, extensions(), {}, []
+    changed, endings, texts, pictures = os.stat(file).st_mtime_ns, extensions(), {}, {}
     try:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
                 stem, ending = os.path.splitext(member.name)
-                if member.isfile() and ending.lower() in endings:
-                    pictures.append((stem, member))
+                if not is_utf8(member.name):
+                    count(others, NOT_UTF8)
+                elif member.isfile() and ending.lower() in endings:
+                    if member.name in pictures:  # as when it is unpacked, the last one stays
+                        count(others, "(a name for the second time)")
+                    pictures[member.name] = member
                 elif member.isfile() and ending.lower() == ".txt":
                     texts[stem] = archive.extractfile(member).read().decode("utf-8", "replace").strip()
-                elif member.isfile():
-                    count(others, ending.lower())
+                elif not member.isdir():  # links, too
+                    count(others, ending.lower() if member.isfile() else "(a link)")
+            whole = os.path.getsize(file) - archive.offset >= 1024  # a broken head ends the reading without a word
+            with open(file, "rb") as content:
+                content.seek(archive.offset)
+                if not whole or content.read(1024).strip(b"\0"):
+                    raise tarfile.TarError("it ends before its end, or is damaged within")
     except tarfile.TarError as error:
         raise UserError(f"{file} is no whole tar archive: {reason(error)}") from error
-    for stem, member in sorted(pictures, key=lambda pair: pair[1].name):
+    for name, member in sorted(pictures.items()):
+        stem = os.path.splitext(name)[0]
         path = f"{file}{WITHIN}{member.offset_data}+{member.size}"
         captions = [texts[stem]] if texts.get(stem) else []
         yield Place(prefix + member.name, path, str(file), member.size, changed, captions)

@@ -20,7 +20,10 @@ def draw(query: str, found: Sequence, path: Path) -> None:
     pen.text((GAP, LINE // 2), query, "black", font)
     for place, one in enumerate(found):
         left, top = GAP + place % columns * (CELL + GAP), 2 * LINE + place // columns * (CELL + LINE + GAP)
-        picture = ImageOps.contain(one.picture, (CELL, CELL))
+        try:
+            picture = ImageOps.contain(one.picture, (CELL, CELL))
+        except Exception:  # it has gone or changed since it was indexed
+            picture = Image.new("RGB", (CELL, CELL), "lightgray")
         sheet.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
         pen.text(
             (left, top + CELL + 3), f"{place + 1}   {one.score:.3f}   {Path(one.image_id).name}"[:32], "dimgray", font

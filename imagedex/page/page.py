@@ -13,6 +13,8 @@ from imagedex.page.service import LONGEST_QUERY, MOST_UPLOADS, Card, Question, S
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "HEIF", "AVIF")  # others start programs, or are no one's photographs
+LARGEST_UPLOAD = 2048  # pixels of a side; larger ones are made smaller while they are read
 ROUTE = "/imagedex"
 HEAD = "<style>footer { display: none !important; }</style>"
 
@@ -20,7 +22,9 @@ HEAD = "<style>footer { display: none !important; }</style>"
 def build(service: Service, title: str = "imagedex") -> gr.Blocks:
     """The page over a service; routes for its pictures are in `server`."""
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(600, 600)) as page:
-        parts = asking() | options() | {"like": gr.State([]), "uploads": gr.State([])}
+        parts = (
+            asking() | options() | {"like": gr.State([], time_to_live=3600), "uploads": gr.State([], time_to_live=3600)}
+        )
         with gr.Row():
             grids = []
             for number in range(len(service.galleries)):  # side by side, on a phone one below the other
@@ -109,16 +113,22 @@ def found(service: Service, number: int, question: Question, uploads) -> dict:
     try:
         answer = service.answer(number, question, uploads)
     except UserError as error:
-        return {"message": str(error), "cards": []}
+        return {"message": literal(str(error)), "cards": []}
     message = "" if answer.cards else "No picture passes the filter."
     cards = [as_shown(number, card) for card in answer.cards]
     name = Path(service.galleries[number].model.name).name
     return {
         "message": message,
-        "heading": name if len(service.galleries) > 1 else "",
+        "heading": literal(name) if len(service.galleries) > 1 else "",
         "milliseconds": f"{answer.milliseconds:.0f}",
         "cards": cards,
     }
+
+
+def literal(text: str) -> str:
+    """A text as HTML shows it. What the grid's template gives is read once more, as a template of JavaScript: file names are not
+    to be programs there."""
+    return "".join(char if char.isalnum() or char in " .,-_/" else f"&#{ord(char)};" for char in text)
 
 
 def as_shown(number: int, card: Card) -> dict:
@@ -127,7 +137,7 @@ def as_shown(number: int, card: Card) -> dict:
         urls = {"thumbnail": source, "full": ""}
     else:
         urls = {"thumbnail": f"{ROUTE}/thumbnail/{number}/{card.key}", "full": f"{ROUTE}/picture/{number}/{card.key}"}
-    return urls | {"key": card.key, "title": card.title, "score": f"{card.score:.3f}", "folded": card.folded}
+    return urls | {"key": card.key, "title": literal(card.title), "score": f"{card.score:.3f}", "folded": card.folded}
 
 
 def read_uploads(service: Service, files) -> list:
@@ -136,11 +146,15 @@ def read_uploads(service: Service, files) -> list:
     for file in (files or [])[:MOST_UPLOADS]:
         name = Path(file).name
         try:
-            with Image.open(file) as picture:
-                picture.load()
+            with Image.open(file, formats=FORMATS) as picture:
+                picture.draft("RGB", (LARGEST_UPLOAD, LARGEST_UPLOAD))
+                picture.thumbnail((LARGEST_UPLOAD, LARGEST_UPLOAD))
                 read.append(service.upload(name, picture))
-        except (UserError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        except Exception as error:  # whatever a visitor's file does to a decoder
+            logger.info("an uploaded picture cannot be read: %s", error)
             gr.Warning(f"{name} cannot be read")
+        finally:
+            Path(file).unlink(missing_ok=True)  # nothing of a visitor is kept
     if files and len(files) > MOST_UPLOADS:
         gr.Warning(f"{len(files) - MOST_UPLOADS} pictures beyond {MOST_UPLOADS} are left out")
     return read

@@ -6,16 +6,19 @@
 """
 
 import logging
+import socket
 from collections.abc import Sequence
+from typing import Annotated
 
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI, HTTPException, Response
+from PIL import Image
 from pydantic import BaseModel, Field
 
 from imagedex.errors import UserError
 from imagedex.gallery.gallery import Gallery
-from imagedex.gallery.pictures import UNREADABLE, open_picture
+from imagedex.gallery.pictures import of_the_machine, open_picture, reason
 from imagedex.page.page import HEAD, ROUTE, build
 from imagedex.page.service import LONGEST_QUERY, MOST_FOUND, Question, Service, jpeg
 
@@ -23,13 +26,15 @@ logger = logging.getLogger(__name__)
 
 LARGEST = 1600  # pixels of a picture that is shown large
 KEPT_BY_BROWSERS = {"Cache-Control": "private, max-age=3600"}
+MOST_PIXELS = 40_000_000
+MOST_ASKED = 2**18  # bytes of a question
 LARGEST_UPLOAD = "20mb"
 
 
 class Asked(BaseModel):
     """The body of a request. query: sentences, which are added; those in `without` are taken off."""
 
-    query: list[str] = Field(max_length=16)
+    query: list[Annotated[str, Field(max_length=LONGEST_QUERY)]] = Field(max_length=16)
     without: str = Field("", max_length=LONGEST_QUERY)
     top_k: int = Field(10, ge=1, le=MOST_FOUND)
     where: str = Field("", max_length=LONGEST_QUERY)
@@ -40,6 +45,13 @@ def application(galleries: Sequence[Gallery], title: str = "imagedex") -> FastAP
     """The page at /, pictures and the endpoint below /imagedex."""
     service = Service(galleries)
     app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.middleware("http")
+    async def bounded(request, call_next):
+        length = request.headers.get("content-length", "")
+        if request.url.path == ROUTE + "/search" and not (length.isdecimal() and int(length) <= MOST_ASKED):
+            return Response("a question this long is not read", status_code=413)
+        return await call_next(request)
 
     @app.get(ROUTE + "/thumbnail/{number}/{key}")
     def thumbnail(number: int, key: str):
@@ -74,8 +86,10 @@ def application(galleries: Sequence[Gallery], title: str = "imagedex") -> FastAP
 def picture_response(make) -> Response:
     try:
         content = make()
-    except UNREADABLE as error:
-        logger.warning("a picture of the gallery cannot be read any more: %s", error)
+    except Exception as error:
+        if of_the_machine(error):
+            raise
+        logger.warning("a picture of the gallery cannot be read any more: %s", reason(error))
         content = None
     if content is None:
         raise HTTPException(404, "there is no such picture")
@@ -84,6 +98,12 @@ def picture_response(make) -> Response:
 
 def serve(galleries: Sequence[Gallery], host: str, port: int) -> None:
     """Until it is stopped."""
+    try:
+        listening = socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--host {host} --port {port} cannot be listened on: {' '.join(str(error).split())}") from error
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # of what visitors send
     app = application(galleries)
     print(f"http://{host}:{port}  ({len(galleries[0])} pictures; Ctrl-C ends it)", flush=True)
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    server.run(sockets=[listening])

@@ -4,10 +4,11 @@ import io
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import torch
 from PIL import Image
 
 from imagedex.errors import UserError
@@ -21,6 +22,7 @@ NEAR_DUPLICATE = 0.98  # cosine between two pictures
 WITHOUT = 0.5  # weight of what the pictures are to be without: a whole one drives to the farthest, not to the rest
 LONGEST_QUERY = 2000  # characters
 MOST_FOUND = 200
+MOST_FOLDED = 4096  # pictures that are looked at for a page of unlike ones
 MOST_UPLOADS = 40
 
 
@@ -44,6 +46,7 @@ class Upload:
 
     name: str
     vectors: list[np.ndarray]  # one a gallery
+    biases: list[float]  # against hubs
     thumbnail: bytes
 
 
@@ -55,7 +58,6 @@ class Card:
     title: str
     score: float
     folded: int = 0
-    captions: list[str] = field(default_factory=list)
     upload: Upload | None = None
 
 
@@ -81,6 +83,8 @@ class Service:
             for g in self.galleries
         ]
         self.thumbnail = lru_cache(maxsize=2048)(self._thumbnail)
+        for gallery in self.galleries:
+            gallery.hidden = ("path", "root")  # strangers are not to ask for the folders of this machine
         for gallery in self.galleries:  # loads what the first visitor would wait for
             if len(gallery):
                 gallery.search("a picture", top_k=1)
@@ -99,17 +103,15 @@ class Service:
         top_k = min(question.top_k, MOST_FOUND)
         with self._lock:
             vector = self._vector(number, question)
-            asked = min(3 * top_k, MOST_FOUND) if question.fold else top_k
-            found = gallery.search_vectors(vector[None], asked, question.where.strip() or None)[0]
-            cards = [
-                Card(one.row["key"].hex(), one.image_id, one.score, captions=one.row["captions"] or []) for one in found
-            ]
-            cards += [
-                Card("", upload.name, float(upload.vectors[number] @ vector), upload=upload) for upload in uploads
-            ]
-            cards.sort(key=lambda card: -card.score)
-            if question.fold:
-                cards = self._folded(number, cards)
+            own, asked = [uploaded(number, upload, vector) for upload in uploads], top_k
+            while True:
+                found = gallery.search_vectors(vector[None], asked, question.where.strip() or None)[0]
+                cards = [Card(one.row["key"].hex(), one.image_id, one.score) for one in found]
+                cards = sorted([*cards, *own], key=lambda card: -card.score)
+                cards = self._folded(number, cards) if question.fold else cards
+                if len(cards) >= top_k or len(found) < asked or asked >= MOST_FOLDED:
+                    break
+                asked *= 4  # many are near-duplicates of one another
         return Answer(cards[:top_k], 1000 * (time.perf_counter() - started))
 
     def _vector(self, number: int, question: Question) -> np.ndarray:
@@ -135,17 +137,18 @@ class Service:
             raise UserError(f"{name} cannot be read") from error
         with self._lock:
             vectors = [gallery.query_vector([Part(picture=upright)]) for gallery in self.galleries]
-        return Upload(name, vectors, jpeg(upright, THUMBNAIL))
+            banks = [gallery.model.encoder.bank for gallery in self.galleries]
+            pairs = zip(banks, vectors, strict=True)
+            biases = [bank.bias(torch.from_numpy(own)[None]).item() if bank else 0.0 for bank, own in pairs]
+        return Upload(name, vectors, biases, jpeg(upright, THUMBNAIL))
 
     def _folded(self, number: int, cards: list[Card]) -> list[Card]:
         """Near-duplicates behind the best of them."""
-        gallery, kept, vectors = self.galleries[number], [], []
+        keys = np.frombuffer(bytes.fromhex("".join(card.key for card in cards)), np.uint8).reshape(-1, 16)
+        stored = iter(self.galleries[number].store.rows(keys).array("vectors").astype(np.float32))
+        kept, vectors = [], []
         for card in cards:
-            if card.upload:
-                vector = card.upload.vectors[number]
-            else:
-                rows = gallery.store.rows(np.frombuffer(bytes.fromhex(card.key), np.uint8)[None])
-                vector = rows.array("vectors")[0].astype(np.float32)
+            vector, card.folded = card.upload.vectors[number] if card.upload else next(stored), 0
             near = np.flatnonzero(np.stack(vectors) @ vector >= NEAR_DUPLICATE) if vectors else []
             if len(near):
                 kept[near[0]].folded += 1
@@ -153,6 +156,10 @@ class Service:
                 kept.append(card)
                 vectors.append(vector)
         return kept
+
+
+def uploaded(number: int, upload: Upload, vector: np.ndarray) -> Card:
+    return Card("", upload.name, float(upload.vectors[number] @ vector) - upload.biases[number], upload=upload)
 
 
 def jpeg(picture: Image.Image, longest: int) -> bytes:

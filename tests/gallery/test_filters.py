@@ -97,6 +97,7 @@ def test_a_filter_says_what_a_loop_says(where, holds):
         ("folder == 5", "--where"),
         ("date > 'yesterday'", "--where"),
         ("captions.matches('(')", "--where"),
+        ("width > 99999999999999999999999", "--where"),
         ("1 == 1", "is no part of a filter"),
         ("5", "is no part of a filter"),
         ("not " * 5000 + "kept", "is no filter"),

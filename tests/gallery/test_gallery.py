@@ -12,7 +12,7 @@ from PIL import Image
 
 from imagedex.errors import UserError
 from imagedex.files import alone_in
-from imagedex.gallery import compaction
+from imagedex.gallery import compaction, pictures, scanning
 from imagedex.gallery.gallery import Gallery
 
 
@@ -88,7 +88,7 @@ def test_new_changed_renamed_and_removed_pictures(gallery, photos, monkeypatch):
     assert sorted(ids(again.search("a dog", top_k=50))) == there
 
 
-def test_what_cannot_be_read_is_counted_and_not_tried_again(gallery, photos):
+def test_what_cannot_be_read_is_counted_and_not_tried_again(gallery, photos, monkeypatch):
     (photos / "broken.jpg").write_bytes(b"no picture")
     whole = paint(photos / "cut.png", 5, size=(200, 200)).read_bytes()
     (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
@@ -96,8 +96,10 @@ def test_what_cannot_be_read_is_counted_and_not_tried_again(gallery, photos):
     changes = gallery.add(photos)
     assert set(changes.unreadable) == {"broken.jpg", "cut.png"} and changes.passed_over == {".txt": 1}
     assert len(gallery) == 8 and len(gallery.search("a dog", top_k=50)) == 8
-    again = gallery.add(photos)
-    assert not again.unreadable and again.unchanged == 10
+    with monkeypatch.context() as patch:  # not looked at again, but said again
+        patch.setattr(scanning, "describe", lambda place: pytest.fail("read again"))
+        again = gallery.add(photos)
+    assert set(again.unreadable) == {"broken.jpg", "cut.png"} and again.unchanged == 10
     (photos / "cut.png").write_bytes(whole)
     assert gallery.add(photos).changed == ["cut.png"] and len(gallery) == 9
 
@@ -291,3 +293,104 @@ def test_what_probably_does_not_match_is_left_out(tiny_xmatching, photos, tmp_pa
     assert gallery.search("a dog", top_k=8, keep=0.9) == []
     with pytest.raises(UserError, match="no share between 0 and 1"):
         gallery.search("a dog", keep=1.5)
+
+
+def test_a_file_that_could_not_be_opened_is_tried_again(gallery, photos, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scanning, "content_of", refused)
+        assert len(gallery.add(photos).unreadable) == 8 and len(gallery) == 0
+    assert not gallery.add(photos).unreadable and len(gallery) == 8
+
+
+def test_a_decoder_may_raise_what_it_likes(gallery, photos, monkeypatch):
+    def broken(picture):
+        if picture.size == (24, 16):
+            raise RuntimeError("as some decoders do")
+        return picture.convert("RGB")
+
+    monkeypatch.setattr(pictures, "as_rgb", broken)
+    paint(photos / "sea" / "1.png", 1, size=(30, 30))
+    changes = gallery.add(photos)
+    assert len(changes.unreadable) == 7 and set(changes.unreadable.values()) == {"its pixels cannot be decoded"}
+
+
+def test_a_picture_that_changes_while_it_is_indexed_is_said(gallery, photos, monkeypatch):
+    real = Gallery._encode
+
+    def late(self, *args):
+        paint(photos / "sea" / "1.png", 999)
+        return real(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="1.png has changed while it was indexed"):
+        patch.setattr(Gallery, "_encode", late)
+        gallery.add(photos)
+    assert len(gallery.add(photos).added) == 8
+
+
+def test_two_pictures_of_one_name_are_refused_or_named_apart(gallery, tmp_path):
+    paint(tmp_path / "a" / "hol" / "x.png", 1)
+    paint(tmp_path / "b" / "hol" / "x.png", 2)
+    gallery.add(tmp_path / "a", tmp_path / "b" / "hol")
+    assert sorted(ids(gallery.search("a dog"))) == ["hol-2/x.png", "hol/x.png"]
+    for source in (tmp_path / "a", tmp_path / "b" / "hol"):
+        assert gallery.add(source).unchanged == 1 and len(gallery) == 2
+    paint(tmp_path / "a" / "hol-2" / "x.png", 3)
+    with pytest.raises(UserError, match="would both be called hol-2/x.png"):
+        gallery.add(tmp_path / "a")
+    assert len(gallery) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "head", "twice", "link", "name"])
+def test_archives_that_are_not_whole_or_odd(gallery, tmp_path, damage):
+    file = tmp_path / "0.tar"
+    names = [paint(tmp_path / f"{number}.png", number) for number in range(4)]
+    with tarfile.open(file, "w", format=tarfile.GNU_FORMAT) as archive:
+        for path in names:
+            archive.add(path, path.name)
+        offset = archive.offset
+        if damage == "twice":
+            archive.add(names[0], "1.png")
+        if damage == "link":
+            link = tarfile.TarInfo("link.png")
+            link.type, link.linkname = tarfile.LNKTYPE, "0.png"
+            archive.addfile(link)
+        if damage == "name":
+            archive.add(names[0], b"\xff.png".decode("utf-8", "surrogateescape"))
+    content = bytearray(file.read_bytes())
+    if damage == "cut":
+        file.write_bytes(content[:offset])
+    elif damage == "head":
+        content[offset // 2 + offset // 4 : offset // 2 + offset // 4 + 600] = b"?" * 600
+        file.write_bytes(content)
+    if damage in ("cut", "head"):
+        with pytest.raises(UserError, match="is no whole tar archive"):
+            gallery.add(file)
+        return
+    changes = gallery.add(file)
+    assert len(changes.added) == 4 and sum(changes.passed_over.values()) == 1
+
+
+def test_a_search_beside_a_change_by_another_process(gallery, photos):
+    gallery.add(photos)
+    other = Gallery.open(gallery.folder, device="cpu")
+    assert len(other.search("a dog", top_k=20)) == 8
+    gallery.remove(where="folder == 'sea'")
+    other._searched = other._store = None
+    assert sorted(ids(other.search("a dog", top_k=20))) == ["wood/0.png", "wood/2.png", "wood/4.png", "wood/6.png"]
+
+
+def test_a_copy_of_the_model_is_the_same_model(gallery, photos, tiny_xmatching, tmp_path):
+    gallery.add(photos)
+    shutil.copytree(tiny_xmatching, tmp_path / "copy")
+    again = Gallery.open(gallery.folder, str(tmp_path / "copy"), device="cpu")
+    assert again.add(photos).unchanged == 8 and len(again.search("a dog")) == 8
+
+
+def test_parts_are_as_on_the_command_line(gallery, photos):
+    gallery.add(photos)
+    both = gallery.query_vector(["a dog", "-", "a leash"])
+    dog, leash = (gallery.query_vector([text]) for text in ("a dog", "a leash"))
+    assert np.allclose(both, (dog - leash) / np.linalg.norm(dog - leash), atol=1e-5)

@@ -44,6 +44,7 @@ def photos(tmp_path_factory):
         paint(folder / ("sea" if number % 2 else "wood") / f"{number}.png", number)
     (folder / "sea" / "copy.png").write_bytes((folder / "sea" / "1.png").read_bytes())
     paint(folder / "wood" / '<b>"x.png', 50)
+    paint(folder / "wood" / "${document.body.setAttribute('p',1)}`\\ {{value}}.png", 51)
     (folder.parent / "secret.png").write_bytes((folder / "sea" / "1.png").read_bytes())
     return folder
 
@@ -160,10 +161,12 @@ class Page(Browser):
 def test_type_see_click_drop_upload_and_search_again(address, gallery, photos, tmp_path):
     with Page(tmp_path, address, width=1200, height=900) as page:
         page.type("#query :is(input, textarea)", "a dog")
-        page.until("document.querySelectorAll('#grid-0 figure').length == 7")  # eight, two of which are one
+        page.until("document.querySelectorAll('#grid-0 figure').length == 8")  # nine, two of which are one
         shown = page.titles()
         assert shown[0] == gallery.search("a dog", top_k=1)[0].image_id and 'wood/<b>"x.png' in shown
         page.until("[...document.querySelectorAll('#grid-0 figure img')].every(image => image.naturalWidth > 0)")
+        hostile = "wood/${document.body.setAttribute('p',1)}`\\ {{value}}.png"  # shown as it is, and no program
+        assert hostile in shown and not page.ask("document.body.hasAttribute('p')")
 
         left, top, right, bottom = page.box("#grid-0 figure")  # large, and closed by a key
         page.click((left + right) / 2, (top + bottom) / 2)
@@ -183,16 +186,16 @@ def test_type_see_click_drop_upload_and_search_again(address, gallery, photos, t
         page.ask("document.querySelector('#options button').click()")
         page.until("document.querySelector('#where :is(input, textarea)')?.offsetParent")
         page.type("#where :is(input, textarea)", "folder == 'wood'")
-        page.until("document.querySelectorAll('#grid-0 figure').length == 4")
+        page.until("document.querySelectorAll('#grid-0 figure').length == 5")
         assert all(title.startswith("wood/") for title in page.titles())
         page.type("#where :is(input, textarea)", "fodler == 1")
         page.until("document.querySelector('#grid-0 .message')?.innerText.includes('did you mean folder')")
         page.type("#where :is(input, textarea)", " ")
-        page.until("document.querySelectorAll('#grid-0 figure').length == 7")
+        page.until("document.querySelectorAll('#grid-0 figure').length == 8")
 
         mine = paint(tmp_path / "mine.png", 77)
         page.choose("#files input[type=file]", mine)
-        page.until("document.querySelectorAll('#grid-0 figure').length == 8")
+        page.until("document.querySelectorAll('#grid-0 figure').length == 9")
         assert "mine.png" in page.titles()
         page.type("#query :is(input, textarea)", " ")  # the picture alone is the question now
         page.choose("#picture input[type=file]", mine)
