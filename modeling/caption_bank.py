@@ -26,6 +26,7 @@ from transformers.utils import cached_file
 from .saved_files import hub_options, replace_file
 
 FILE = "caption_bank.safetensors"
+CONFIDENCES = "right_confidences.safetensors"
 _BLOCK = 2**22  # cosines held at once
 
 
@@ -82,12 +83,25 @@ class CaptionBank:
 
     def save_pretrained(self, folder: Path | str) -> None:
         # one entry: safetensors writes several in any order
-        tensors, facts = {"vectors": self.vectors}, {"neighbours": self.neighbours, "fingerprint": self.fingerprint}
-        if self.right_confidences is not None:
-            tensors["right_confidences"] = self.right_confidences
-            facts["right_confidences"] = hash_of(self.right_confidences)
-        content = safetensors.torch.save(tensors, {"bank": json.dumps(facts)})
+        facts = json.dumps({"neighbours": self.neighbours, "fingerprint": self.fingerprint})
+        content = safetensors.torch.save({"vectors": self.vectors}, {"bank": facts})
         replace_file(Path(folder, FILE), content)
+
+    def save_confidences(self, folder: Path | str) -> None:
+        """A file of its own: they come from an evaluation, later than the model."""
+        facts = json.dumps({"bank": self.fingerprint, "confidences": hash_of(self.right_confidences)})
+        content = safetensors.torch.save({"confidences": self.right_confidences}, {"facts": facts})
+        replace_file(Path(folder, CONFIDENCES), content)
+
+    def load_confidences(self, path: str | None) -> None:
+        """Those of another bank, or broken ones, are as good as none."""
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                found, facts = file.get_tensor("confidences"), json.loads(file.metadata()["facts"])
+        except (OSError, safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError):
+            return
+        if facts == {"bank": self.fingerprint, "confidences": hash_of(found)}:
+            self.right_confidences = found.sort().values
 
     @classmethod
     def from_pretrained(cls, name_or_path: Path | str, **hub_kwargs) -> "CaptionBank | None":
@@ -99,14 +113,13 @@ class CaptionBank:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata, vectors = file.metadata(), file.get_tensor("vectors")
-                right = file.get_tensor("right_confidences") if "right_confidences" in file.keys() else None  # noqa: SIM118
             if "bank" not in metadata:  # of an earlier version, without a fingerprint
                 return cls(vectors, int(metadata["neighbours"]))
             facts = json.loads(metadata["bank"])
-            bank = cls(vectors, int(facts["neighbours"]), right)
-            changed = right is not None and facts.get("right_confidences") != hash_of(right)
-            if changed or facts["fingerprint"] != bank.fingerprint:
+            bank = cls(vectors, int(facts["neighbours"]))
+            if facts["fingerprint"] != bank.fingerprint:
                 raise ValueError("its content has changed since it was saved")
+            bank.load_confidences(cached_file(str(name_or_path), CONFIDENCES, **options, **hub_kwargs))
             return bank
         except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{FILE} in {name_or_path} is broken: {error}") from error

@@ -10,9 +10,11 @@ import torch
 from imagedex.checkpoints import choose_device, source_of
 from imagedex.encoding.dual_encoder import DualEncoder, load_dual_encoder
 from imagedex.gallery.catalog import Header, files_of
+from imagedex.modeling.caption_bank import CONFIDENCES
 from imagedex.modeling.caption_bank import FILE as CAPTION_BANK
 
 WEIGHTS = (".safetensors", ".bin")
+OF_THE_BANK = (CAPTION_BANK, CONFIDENCES)  # which has a fingerprint of its own
 CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 DEFAULT_MODEL = "google/siglip2-base-patch16-224"
 
@@ -60,7 +62,7 @@ class GalleryModel:
             return self.header.maker
         bank, digest = self.encoder.bank, hashlib.blake2b(digest_size=16)
         for name, _, _ in self.files:
-            if name.endswith(WEIGHTS) and name != CAPTION_BANK or name in CONFIGS:
+            if name.endswith(WEIGHTS) and name not in OF_THE_BANK or name in CONFIGS:
                 with open(self.folder / name, "rb") as file:
                     content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
                 digest.update(name.encode() + content)

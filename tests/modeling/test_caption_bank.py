@@ -10,7 +10,7 @@ from transformers import AutoModel
 import imagedex.modeling  # noqa: F401  the Auto classes know the model
 from imagedex.configuration.configuration_xmatching import XMatchingConfig
 from imagedex.modeling import caption_bank
-from imagedex.modeling.caption_bank import FILE, CaptionBank
+from imagedex.modeling.caption_bank import CONFIDENCES, FILE, CaptionBank
 from imagedex.modeling.modeling_xmatching import XMatchingModel
 
 
@@ -71,12 +71,16 @@ def test_confidences_are_whole_csls_and_the_cut_off_is_that_of_a_sorted_list(tmp
     assert bank.cut_off(0.9) == pytest.approx(by_hand[9]) and bank.cut_off(0.5) == pytest.approx(by_hand[49])
     assert bank.cut_off(0.999) == -torch.inf  # so few captions can promise no more
     bank.save_pretrained(tmp_path)
+    assert CaptionBank.from_pretrained(tmp_path).right_confidences is None
+    bank.save_confidences(tmp_path)
     again = CaptionBank.from_pretrained(tmp_path)
     assert torch.equal(again.right_confidences, bank.right_confidences) and again.fingerprint == bank.fingerprint
-    content = (tmp_path / FILE).read_bytes()
-    (tmp_path / FILE).write_bytes(content.replace(bank.right_confidences.numpy().tobytes(), b"\0" * 99 * 4))
-    with pytest.raises(ValueError, match="is broken"):
-        CaptionBank.from_pretrained(tmp_path)
+    content = (tmp_path / CONFIDENCES).read_bytes()
+    (tmp_path / CONFIDENCES).write_bytes(content.replace(bank.right_confidences.numpy().tobytes(), b"\0" * 99 * 4))
+    assert CaptionBank.from_pretrained(tmp_path).right_confidences is None  # damaged
+    (tmp_path / CONFIDENCES).write_bytes(content)
+    CaptionBank(unit(200, 8, 9), 7).save_pretrained(tmp_path)
+    assert CaptionBank.from_pretrained(tmp_path).right_confidences is None  # of another bank
     for keep in (0, 1, -0.1, float("nan")):
         with pytest.raises(ValueError, match="no share between 0 and 1"):
             bank.cut_off(keep)

@@ -111,7 +111,7 @@ class XMatchingTrainer(TowerTrainerMixin, Trainer):
         if (
             self.args.should_save and Path(self.args.output_dir, CAPTION_BANK).exists()
         ):  # of the model that was trained here
-            bank.save_pretrained(self.args.output_dir)
+            bank.save_confidences(self.args.output_dir)
 
     def get_train_dataloader(self):
         """As Trainer; a stream brings its own, since its rows are this process's already."""
