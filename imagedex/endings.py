@@ -37,6 +37,7 @@ def run(main) -> None:
             flush_output()
             raise
         flush_output()
+        leave_the_others()
     except UserError as error:
         local = isinstance(error, LocalUserError)  # met on the way, when a progress bar stands on the line
         leave(f"error: {without_traceback(error)}", USER_ERROR, local)
@@ -47,6 +48,13 @@ def run(main) -> None:
         if end is None:
             raise
         leave(*end, local=False)
+
+
+def leave_the_others() -> None:
+    """Ends what several processes share: threads that are left over may end a process that is done with an abort."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def leave(line: str, status: int, local: bool) -> None:

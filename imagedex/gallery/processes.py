@@ -1,6 +1,5 @@
 """Several processes that encode one gallery, as `accelerate launch` starts them: one looks and writes down, all encode."""
 
-import atexit
 import datetime
 import os
 
@@ -16,7 +15,6 @@ class Processes:
 
             # without `cpu` it does not see the others on a CPU; the others wait while the first reads all files
             self.state = PartialState(cpu=not torch.cuda.is_available(), timeout=datetime.timedelta(days=7))
-            atexit.register(self.state.destroy_process_group)  # else its threads may end the process with an abort
 
     @property
     def share(self) -> tuple[int, int]:
