@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +135,7 @@ class Gallery:
 
         Returns: what changed. A second call on the same sources changes nothing.
         """
-        checked = [scanning.check_source(source) for source in sources]
+        checked = list(dict.fromkeys(scanning.check_source(source) for source in sources))
         processes = Processes()
         self.folder.mkdir(parents=True, exist_ok=True)
         with alone_in(self.folder, "gallery") if processes.is_first else nullcontext():
@@ -145,7 +145,8 @@ class Gallery:
 
     def remove(self, image_ids: Sequence[str] = (), where: str | None = None) -> list[str]:
         """Takes pictures out: those named, and those for which the filter holds. They come back if `add` finds them again."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.header is None:
+            raise UserError(f"{self.folder} holds no picture")
         with alone_in(self.folder, "gallery"):
             self._reread()
             gone = pc.is_in(self.table["image_id"], pa.array(list(image_ids), pa.string())).to_numpy()
@@ -167,8 +168,9 @@ class Gallery:
 
     def _look(self, sources, threads: int, progress: bool) -> tuple:
         """(header, table, changes, the sources) as they are now, before anything is encoded."""
-        header = self.header or catalog.Header(self.model.name, self.model.maker, self.model.files, self.vector_type)
-        header.files = self.model.files
+        header = catalog.Header(self.model.name, self.model.maker, self.model.files, self.vector_type)
+        if self.header:  # a copy: what ends in an error changes nothing
+            header = replace(self.header, files=self.model.files)
         roots, changes, places = catalog.Roots(dict(header.roots)), scanning.Changes(), []
         known = list(zip(self.table["image_id"].to_pylist(), self.table["root"].to_pylist(), strict=True))
         for source in sources:
@@ -356,7 +358,7 @@ class Gallery:
             return self.store.rows(keys)
         except (KeyError, FileNotFoundError):
             known = catalog.read(self.folder)
-            if known and known[1].equals(self.table):
+            if known is None or known[1].equals(self.table):
                 raise UserError(f"{self.folder} lacks vectors of its pictures; give the index command again") from None
             return None
 

@@ -394,3 +394,27 @@ def test_parts_are_as_on_the_command_line(gallery, photos):
     both = gallery.query_vector(["a dog", "-", "a leash"])
     dog, leash = (gallery.query_vector([text]) for text in ("a dog", "a leash"))
     assert np.allclose(both, (dog - leash) / np.linalg.norm(dog - leash), atol=1e-5)
+
+
+def test_a_gallery_that_is_deleted_meanwhile_is_said(gallery, photos):
+    gallery.add(photos)
+    other = Gallery.open(gallery.folder, gallery.model.name, device="cpu")
+    shutil.rmtree(gallery.folder)
+    with pytest.raises(UserError, match="lacks vectors of its pictures"):
+        other.search("a dog")
+
+
+def test_a_folder_named_twice_and_nothing_to_remove_from(gallery, photos):
+    with pytest.raises(UserError, match="holds no picture"):
+        gallery.remove(where="folder == 'sea'")
+    assert not gallery.folder.exists()
+    assert len(gallery.add(photos, photos, f"{photos}/sea/..").added) == 8 and len(gallery) == 8
+
+
+def test_what_ends_in_an_error_changes_nothing(gallery, photos, tmp_path, monkeypatch):
+    gallery.add(photos)
+    paint(tmp_path / "other" / "x.png", 70)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(Gallery, "_fill", lambda *args: (_ for _ in ()).throw(RuntimeError))
+        gallery.add(tmp_path / "other")
+    assert list(gallery.header.roots) == [str(photos)] and len(gallery.search("a dog", top_k=20)) == 8
