@@ -4,7 +4,7 @@
 
 Each row is a real run of run_dsi.py from the pretrained T5 with atomic identifiers whose rows start in one of the ways of
 --identifier_rows, learning the captions of all pictures or of the first hundred (ten times the epochs), and of the other schemes;
-the schemes whose tokens stand at every place for something else learn ten times the epochs, too.
+the schemes whose tokens stand at every place for something else learn ten times the epochs, too, with --long (an hour each).
 T5 alone reads captions; `--model_type` with its flags, after `--`, takes another model. Rows that a results file already holds
 are not run again.
 """
@@ -29,7 +29,7 @@ RUNS = [
     ("atomic", rows, size, times) for size, times in ((100, 10), (None, 1)) for rows in ("mean", "random", "sentences")
 ]
 RUNS += [(scheme, "sentences", None, 1) for scheme in ("rq", "semantic", "naive")]
-RUNS += [(scheme, "sentences", None, 10) for scheme in ("semantic", "naive")]
+LONG_RUNS = [(scheme, "sentences", None, 10) for scheme in ("semantic", "naive")]
 
 
 def run_once(t5: str, scheme: str, rows: str, size: int | None, epochs: int, extra: list[str], threads: int) -> dict:
@@ -78,6 +78,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--t5", required=True, help="a pretrained T5, as benchmarks/pretrain_t5.py makes one")
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--long", action="store_true", help="also semantic and naive identifiers with ten times the epochs")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each run")
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
     args, extra = parser.parse_args(argv[:split]), argv[split + 1 :]
@@ -86,7 +87,7 @@ def main():
     path = args.results_dir / f"identifier_rows-{hardware()}.csv"
     rows = read(path)
     kind = extra[extra.index("--model_type") + 1] if "--model_type" in extra else "t5"
-    for scheme, start, size, times in RUNS:
+    for scheme, start, size, times in RUNS + (LONG_RUNS if args.long else []):
         epochs = args.epochs * times
         known = [(row["model"], row["scheme"], row["rows"], str(row["trained"]), int(row["epochs"])) for row in rows]
         if (kind, scheme, start, str(size or "all"), epochs) not in known:

@@ -30,6 +30,7 @@ MODEL_FILES = {
     "configuration_xmatching.py", "modeling_xmatching.py", "processing_retrieval.py", "picture_reading.py", "losses.py",
     "gathering.py", "towers.py", "two_towers.py", "sentence_transformers_files.py", "modules.json", "sentence_bert_config.json",
     "config_sentence_transformers.json", "saved_files.py", "caption_bank.py", "caption_bank.safetensors",
+    "right_confidences.safetensors",
 }  # fmt: skip
 
 ELSEWHERE = """
@@ -179,7 +180,11 @@ def test_every_push_of_a_run_leaves_a_model_that_loads_and_no_token(hub, pushed)
     # pushes run beside training: one that has not begun when the next is due sends the newer files, or nothing new
     assert progress and set(progress) <= {"Training in progress, epoch 1", "Training in progress, epoch 2"}
     for _, files in repository.commits[1:]:
-        late = {"caption_bank.safetensors"} if files is not repository.commits[-1][1] else set()  # made at the end
+        late = (
+            {"caption_bank.safetensors", "right_confidences.safetensors"}
+            if files is not repository.commits[-1][1]
+            else set()
+        )  # made at the end
         assert {*MODEL_FILES} - {"README.md"} - late <= set(files)
         assert not any("optimizer" in name or name.startswith("checkpoint") for name in files)
         assert not any(hub.token.encode() in content for content in files.values())
