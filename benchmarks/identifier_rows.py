@@ -78,7 +78,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--t5", required=True, help="a pretrained T5, as benchmarks/pretrain_t5.py makes one")
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--long", action="store_true", help="also semantic and naive identifiers with ten times the epochs")
+    parser.add_argument(
+        "--long", action="store_true", help="also semantic and naive identifiers with ten times the epochs"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each run")
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
     args, extra = parser.parse_args(argv[:split]), argv[split + 1 :]
