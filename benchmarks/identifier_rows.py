@@ -5,8 +5,8 @@
 Each row is a real run of run_dsi.py from the pretrained T5 with atomic identifiers whose rows start in one of the ways of
 --identifier_rows, learning the captions of all pictures or of the first hundred (ten times the epochs), and of the other schemes;
 the schemes whose tokens stand at every place for something else learn ten times the epochs, too, with --long (an hour each).
-T5 alone reads captions; `--model_type` with its flags, after `--`, takes another model. Rows that a results file already holds
-are not run again.
+T5 alone reads captions; `--model_type` with its flags, after `--`, takes another model. VisionGroundedT5 learns the pictures
+first, in step 1 of its recipe; the figures are of step 2. Rows that a results file already holds are not run again.
 """
 
 import argparse
@@ -31,22 +31,39 @@ RUNS = [
 RUNS += [(scheme, "sentences", None, 1) for scheme in ("rq", "semantic", "naive")]
 LONG_RUNS = [(scheme, "sentences", None, 10) for scheme in ("semantic", "naive")]
 
+TRAINING = (
+    sys.executable, ROOT / "run_dsi.py", "--held_out_captions_per_image", 1, "--caption_prompt", "", "--do_train", "true",
+    "--do_eval", "true", "--learning_rate", 3e-4, "--warmup_steps", 0.05, "--per_device_train_batch_size", 64,
+    "--per_device_eval_batch_size", 64, "--save_strategy", "no", "--eval_on_start", "true", "--disable_tqdm", "true",
+)  # fmt: skip
+STEP_1 = (
+    sys.executable, ROOT / "run_image_indexing.py", ROOT / "recipes/photos/vision_grounded_t5_indexing_pretrained.yaml",
+)  # fmt: skip
+PARTS = ("--model_type", "--vision_model_name_or_path", "--vision_projection")  # which the model of step 1 has
+
+
+def without(flags: list[str], *names: str) -> list[str]:
+    """The flags, each with one value, less those of these names."""
+    pairs = zip(flags[::2], flags[1::2], strict=True)
+    return [part for pair in pairs if pair[0] not in names for part in pair]
+
 
 def run_once(t5: str, scheme: str, rows: str, size: int | None, epochs: int, extra: list[str], threads: int) -> dict:
     """Trains in a fresh process and evaluates before the first step and after the last; a row of the table."""
-    command = [
-        sys.executable, ROOT / "run_dsi.py", "--text_model_name_or_path", t5, "--identifier_scheme", scheme,
-        "--identifier_rows", rows,
-        "--held_out_captions_per_image", 1, "--caption_prompt", "", "--do_train", "true", "--do_eval", "true",
-        "--learning_rate", 3e-4, "--warmup_steps", 0.05, "--per_device_train_batch_size", 64, "--per_device_eval_batch_size", 64,
-        "--save_strategy", "no", "--eval_on_start", "true", "--disable_tqdm", "true",
-    ]  # fmt: skip
-    command += ["--max_train_samples", size, "--max_eval_samples", size] if size else []
-    command += [] if "--model_type" in extra else ["--model_type", "t5"]
+    model = extra[extra.index("--model_type") + 1] if "--model_type" in extra else "t5"
+    start = ["--text_model_name_or_path", t5, "--identifier_scheme", scheme, "--identifier_rows", rows]
+    start += [] if "--model_type" in extra else ["--model_type", "t5"]
+    sizes = ["--max_train_samples", size, "--max_eval_samples", size] if size else []
+    name = f"{model}, {scheme}, {rows}, {size or 'all'}"
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "run")
-        whole = [*command, "--num_train_epochs", epochs, *extra, "--output_dir", output]
-        metrics, seconds = train_and_evaluate(whole, output, threads, f"{scheme}, {rows}, {size or 'all'}")
+        if model == "vision_grounded_t5":
+            first = Path(folder, "first")
+            command = [*STEP_1, *sizes, *start, *without(extra, "--indexing_ratio"), "--output_dir", first]
+            train_and_evaluate(command, first, threads, f"{name}, step 1")
+            start, extra = ["--model_name_or_path", first], without(extra, *PARTS)
+        whole = [*TRAINING, *sizes, *start, "--num_train_epochs", epochs, *extra, "--output_dir", output]
+        metrics, seconds = train_and_evaluate(whole, output, threads, name)
         history = json.loads((output / "trainer_state.json").read_text())["log_history"]
     start = next(entry for entry in history if "eval_hits@1" in entry)
     found = {
@@ -54,7 +71,6 @@ def run_once(t5: str, scheme: str, rows: str, size: int | None, epochs: int, ext
         for name, own in (("start_", start), ("", metrics))
         for figure in BASE
     }
-    model = extra[extra.index("--model_type") + 1] if "--model_type" in extra else "t5"
     row = {"model": model, "trained": size or "all", "scheme": scheme, "rows": rows, "epochs": epochs}
     row |= {name: found[name] for name in FIGURES} | {"seconds": round(seconds, 1), "hardware": hardware()}
     return row | {name: importlib.metadata.version(name) for name in COLUMNS[-2:]}
@@ -81,6 +97,7 @@ def main():
     parser.add_argument(
         "--long", action="store_true", help="also semantic and naive identifiers with ten times the epochs"
     )
+    parser.add_argument("--schemes", nargs="+", default=["atomic", "rq", "semantic", "naive"], help="default: all four")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each run")
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
     args, extra = parser.parse_args(argv[:split]), argv[split + 1 :]
@@ -89,7 +106,8 @@ def main():
     path = args.results_dir / f"identifier_rows-{hardware()}.csv"
     rows = read(path)
     kind = extra[extra.index("--model_type") + 1] if "--model_type" in extra else "t5"
-    for scheme, start, size, times in RUNS + (LONG_RUNS if args.long else []):
+    runs = RUNS + (LONG_RUNS if args.long else [])
+    for scheme, start, size, times in (run for run in runs if run[0] in args.schemes):
         epochs = args.epochs * times
         known = [(row["model"], row["scheme"], row["rows"], str(row["trained"]), int(row["epochs"])) for row in rows]
         if (kind, scheme, start, str(size or "all"), epochs) not in known:
