@@ -8,6 +8,7 @@ import sys
 from imagedex.errors import LocalUserError, Stopped, UserError
 
 INTERRUPTED, BROKEN_PIPE, USER_ERROR = 130, 141, 2  # exit statuses; the first two are the shell's 128 + signal
+CTRL_C = "stopped by Ctrl-C"
 
 # What the machine lacks, said by the operating system: its number -> what helps.
 LACKING = {
@@ -32,6 +33,8 @@ def run(main) -> None:
     leave_interrupts_to_the_parent()
     try:
         try:
+            if signal.getsignal(signal.SIGINT) is at_ctrl_c:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             main()
         except SystemExit:  # after --help
             flush_output()
@@ -48,6 +51,20 @@ def run(main) -> None:
         if end is None:
             raise
         leave(*end, local=False)
+
+
+def leave_at_ctrl_c() -> None:
+    """Until `run` is called, Ctrl-C is one line and status 130, too: a script calls this before it imports what takes seconds.
+    Nothing is written then, and an exception could get lost in what is being imported."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has Ctrl-C ignored
+        signal.signal(signal.SIGINT, at_ctrl_c)
+
+
+def at_ctrl_c(*_) -> None:
+    try:
+        leave(CTRL_C, INTERRUPTED, local=False)
+    finally:
+        os._exit(INTERRUPTED)
 
 
 def leave_the_others() -> None:
@@ -78,8 +95,8 @@ def ending(error: BaseException) -> tuple[str, int] | None:
 
     A broken pipe has no line: whoever reads our output has read enough, as `head` does.
     """
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped by Ctrl-C", INTERRUPTED
+    if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):  # a library's own error may be in front
+        return CTRL_C, INTERRUPTED
     for cause in causes(error):
         if isinstance(cause, BrokenPipeError):
             return "", BROKEN_PIPE
