@@ -147,6 +147,18 @@ def test_ctrl_c_while_libraries_are_imported_is_one_line(command, tmp_path):
     assert (found.returncode, found.stdout, found.stderr) == (128 + signal.SIGINT, "", "stopped by Ctrl-C\n")
 
 
+def test_ctrl_c_within_an_exec_has_the_same_status(tmp_path):
+    """Python would kill itself with SIGINT, although the exception was caught."""
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers" / "__init__.py").write_text(
+        f"exec({STOPPED_WHILE_IMPORTED.format(caught='ZeroDivisionError')!r})"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "imagedex", "dsi", "--help"]
+    found = subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, timeout=60, **HEEDED)
+    assert (found.returncode, found.stderr) == (128 + signal.SIGINT, "stopped by Ctrl-C\n")
+
+
 def test_ctrl_c_gets_lost_in_no_import(tmp_path):
     (tmp_path / "transformers").mkdir()
     (tmp_path / "transformers" / "__init__.py").write_text(STOPPED_WHILE_IMPORTED.format(caught="BaseException"))
