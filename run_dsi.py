@@ -15,6 +15,11 @@ flag also removes the recipe's alternatives to it: --train_file removes dataset_
 import dataclasses
 import functools
 
+from imagedex import endings
+
+if __name__ == "__main__":
+    endings.leave_at_ctrl_c()  # the imports that follow take seconds
+
 from imagedex import command_line
 from imagedex.corpora.arguments import CorpusArguments
 from imagedex.training.arguments import ModelArguments

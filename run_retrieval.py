@@ -20,6 +20,11 @@ written as they are found: a million queries take no more memory than a thousand
 
 import logging
 
+from imagedex import endings
+
+if __name__ == "__main__":
+    endings.leave_at_ctrl_c()  # the imports that follow take seconds
+
 from imagedex import command_line, files
 from imagedex.retrieval.arguments import GenerativeArguments, RetrievalArguments
 

@@ -1,5 +1,6 @@
 """How a command ends that was stopped: by Ctrl-C, a closed pipe, a full disk, or memory that does not suffice. In one line."""
 
+import atexit
 import errno
 import os
 import signal
@@ -8,6 +9,8 @@ import sys
 from imagedex.errors import LocalUserError, Stopped, UserError
 
 INTERRUPTED, BROKEN_PIPE, USER_ERROR = 130, 141, 2  # exit statuses; the first two are the shell's 128 + signal
+CTRL_C = "stopped by Ctrl-C"
+interrupted: list[bool] = []  # whether that was said
 
 # What the machine lacks, said by the operating system: its number -> what helps.
 LACKING = {
@@ -32,6 +35,8 @@ def run(main) -> None:
     leave_interrupts_to_the_parent()
     try:
         try:
+            if signal.getsignal(signal.SIGINT) is at_ctrl_c:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             main()
         except SystemExit:  # after --help
             flush_output()
@@ -50,6 +55,27 @@ def run(main) -> None:
         leave(*end, local=False)
 
 
+def leave_at_ctrl_c() -> None:
+    """Until `run` is called, Ctrl-C is one line and status 130, too: a script calls this before it imports what takes seconds.
+    Nothing is written then, and an exception could get lost in what is being imported."""
+    atexit.register(end_as_interrupted)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has Ctrl-C ignored
+        signal.signal(signal.SIGINT, at_ctrl_c)
+
+
+def at_ctrl_c(*_) -> None:
+    try:
+        leave(CTRL_C, INTERRUPTED, local=False)
+    finally:
+        os._exit(INTERRUPTED)
+
+
+def end_as_interrupted() -> None:
+    """Last of all that is done at the end: where Ctrl-C met Python in an `exec`, it would kill itself instead (status -2)."""
+    if interrupted:
+        os._exit(INTERRUPTED)
+
+
 def leave_the_others() -> None:
     """Ends what several processes share: threads that are left over may end a process that is done with an abort."""
     distributed = sys.modules.get("torch.distributed")
@@ -59,6 +85,7 @@ def leave_the_others() -> None:
 
 def leave(line: str, status: int, local: bool) -> None:
     """Says the line and exits. Args: local, whether each process says its own; otherwise all fail alike, and one says so."""
+    interrupted.extend([True] * (status == INTERRUPTED))
     silence_output()
     if line and local:
         line = f"\n{line}"
@@ -78,8 +105,8 @@ def ending(error: BaseException) -> tuple[str, int] | None:
 
     A broken pipe has no line: whoever reads our output has read enough, as `head` does.
     """
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped by Ctrl-C", INTERRUPTED
+    if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):  # a library's own error may be in front
+        return CTRL_C, INTERRUPTED
     for cause in causes(error):
         if isinstance(cause, BrokenPipeError):
             return "", BROKEN_PIPE

@@ -2,13 +2,15 @@
 
 import errno
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
+import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imagedex.errors import UserError
@@ -18,22 +20,19 @@ try:
 except ImportError:  # Windows: runs are not kept apart there
     fcntl = None
 
-RUN_RECORD = "run_arguments.json"  # in an output folder: the arguments of the training that made it
-UNFINISHED = (
-    "_unfinished"  # in an output folder: what is being written; pushes to the Hub pass over names that begin so
-)
-TEMPORARY = ".tmp"
-LEFTOVER = re.compile(rf"{UNFINISHED}|\..+\.[a-z0-9_]{{8}}\{TEMPORARY}")  # what a killed process leaves
+logger = logging.getLogger(__name__)
 
+RUN_RECORD = "run_arguments.json"  # in an output folder: the arguments of the training that made it
+UNFINISHED = "_unfinished"  # in an output folder: what is being written; pushes to the Hub pass over such names
+TEMPORARY = ".tmp"
+LEFTOVER = re.compile(rf"\..+\.[a-z0-9_]{{8}}\{TEMPORARY}")  # what a killed process leaves
+A_DAY = 24 * 60 * 60  # seconds: nobody writes to a file that long
+
+# What the file system refuses. How libraries that are not written in Python say it; torch does not know why its write failed.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# how libraries that are not written in Python say it; torch does not know why its write failed
 NO_ROOM_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
 FAILED_WRITES = ("PytorchStreamWriter failed", "iostream error", "unexpected pos")
-
-
-# What the file system may refuse: no room, no right, or a folder that somebody has deleted.
-_NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT,
-                errno.ENOTDIR}  # fmt: skip
+REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOTDIR}
 
 
 def write_atomically(path: Path | str, content: str | bytes) -> None:
@@ -58,46 +57,6 @@ def whole_file(path: Path | str) -> Iterator:
         raise
 
 
-class CannotWrite(UserError):
-    """The disk is full or read-only, or the folder is gone."""
-
-
-@contextmanager
-def writing_to(folder: Path | str) -> Iterator[None]:
-    """Around what writes there: raises `CannotWrite`, one line, for what the file system refuses."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NOT_WRITTEN:
-            raise
-        raise CannotWrite(
-            f"{folder} cannot be written: {error.strerror}; what is there stays good, and the same command goes on from it"
-        ) from error
-
-
-@contextmanager
-def alone_in(folder: Path | str, flag: str = "output_dir") -> Iterator[None]:
-    """Refuses a folder in which another process is at work. The kernel lets go when a process ends, however it ends."""
-    handle = None
-    try:
-        import fcntl
-
-        handle = os.open(folder, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise UserError(
-            f"--{flag} {folder}: another run is at work there; wait for its end, or give another folder"
-        ) from None
-    except (ImportError, OSError):  # a system or a file system without such locks
-        pass
-    try:
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
 @contextmanager
 def whole_folder(folder: Path):
     """A temporary folder to fill, renamed to `folder` when the block ends well and removed when it does not."""
@@ -114,18 +73,30 @@ def whole_folder(folder: Path):
 
 def is_leftover(path: Path) -> bool:
     """Whether this is what a process of ours was writing when it was killed, if none is at work there."""
-    return LEFTOVER.fullmatch(path.name) is not None
+    of_training = path.name == UNFINISHED and (path.parent / RUN_RECORD).exists()
+    return of_training or LEFTOVER.fullmatch(path.name) is not None
 
 
-def clear_leftovers(folder: Path) -> list[str]:
-    """Removes what killed processes left in a folder that is locked; says their names."""
-    found = sorted(path for path in folder.iterdir() if is_leftover(path))
-    for path in found:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    return [path.name for path in found]
+def clear_leftovers(folder: Path, within: bool = False, older_than: float = 0.0) -> list[str]:
+    """Removes what killed processes left in a folder that is locked, and logs its names, which are returned.
+
+    Args: within, also in the folders that lie in it; older_than, seconds since it was written to, of a folder that several
+    processes fill, which is not locked.
+    """
+    removed = []
+    for path in sorted(folder.rglob("*") if within else folder.glob("*")):
+        with suppress(OSError):  # another process clears up, too; or the folder is only read
+            if not is_leftover(path) or (older_than and path.lstat().st_mtime > time.time() - older_than):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            removed.append(path.relative_to(folder).as_posix())
+    if removed:
+        more = f" and {len(removed) - 10} more" if len(removed) > 10 else ""
+        logger.info("removed what a stopped run left unfinished in %s: %s%s", folder, ", ".join(removed[:10]), more)
+    return removed
 
 
 def identity(folder: Path) -> tuple[int, int] | None:
@@ -137,66 +108,108 @@ def identity(folder: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+class CannotWrite(UserError):
+    """The disk is full or read-only, or the folder is gone."""
+
+
 @contextmanager
-def writing(folder: Path | str, error_type: type[UserError] = UserError):
-    """Within it, a full disk and an output folder that is deleted are the user's to mend. Raises `UserError`."""
+def writing(folder: Path | str, error_type: type[UserError] = CannotWrite, flag: str = "") -> Iterator[None]:
+    """Around what writes there: what the file system refuses is the user's to mend, whichever library says it.
+
+    Args: flag, of the command line, that named the folder. Raises `error_type`, one line.
+    """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        if reason := why_not_written(error, Path(folder)):
+        if reason := why_not_written(error, Path(folder), f"--{flag} {folder}" if flag else str(folder)):
             raise error_type(reason) from error
         raise
 
 
-def why_not_written(error: Exception, folder: Path) -> str | None:
-    """What a person can do about it; None for an error of another kind."""
-    if not folder.exists():
-        return (
-            f"--output_dir {folder} is gone: it was deleted or moved while this run was at work; give the command again"
-        )
-    own, text = isinstance(error, OSError), str(error)
+def why_not_written(error: Exception, folder: Path, shown: str) -> str | None:
+    """What a person can do about it; None for an error of another kind, or of another folder."""
+    number, text, there = getattr(error, "errno", None), str(error), folder.exists()
     reason = next((words for words in NO_ROOM_TEXTS if words in text), None)
     if any(words in text for words in FAILED_WRITES):
         reason = "a write failed"
-    if own and error.errno in NO_ROOM:
-        reason = error.strerror
-    if reason:
-        return f"no room to write --output_dir {folder} ({reason}): make room, and give the same command again"
-    if own and error.errno in (errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE) and str(folder) in text:
-        return f"--output_dir {folder} cannot be written any more ({error.strerror})"
+    if number in NO_ROOM or (reason and there):
+        reason = os.strerror(number) if number in NO_ROOM else reason
+        return f"no room to write {shown} ({reason}): make room, and give the same command again"
+    if number in REFUSED and concerns(error, folder) and (there or number != errno.ENOENT):
+        why = os.strerror(number)
+        return f"{shown} cannot be written ({why}); what is there stays good, and the same command goes on from it"
+    if not there:
+        return f"{shown} is gone: it was deleted or moved while this run was at work; give the command again"
     return None
 
 
+def concerns(error: OSError, folder: Path) -> bool:
+    """Whether it is about the folder, something in it, or one that it lies in; or does not say what it is about."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return True
+    place, folder = Path(os.path.abspath(error.filename)), Path(os.path.abspath(folder))
+    return place.is_relative_to(folder) or folder.is_relative_to(place)
+
+
 class Lock:
-    """Holds a file for this process until the object goes, or the process does, however it ends. Raises `UserError` where
-    another process holds it. `held` is False where the file system has no locks: then nobody knows."""
+    """Keeps others out of a file or a folder until it is released, or the process goes, however it ends.
+
+    Args:
+        shown: for people, whose place it is.
+        reentrant: whether this process may have it more than once; otherwise its own threads are kept out, too.
+
+    Attributes:
+        held: False where the file system has no locks: then nobody knows.
+
+    Raises:
+        UserError: another has it.
+    """
 
     living = weakref.WeakSet()
+    handle = None
 
-    def __init__(self, path: Path, refusal: str):
-        self.place, self.held = identity(path), False
-        if fcntl is None or not os.access(path, os.W_OK):
+    def __init__(self, path: Path | str, shown: str, reentrant: bool = False):
+        self.held, self.place = False, identity(path)
+        mine = [lock for lock in Lock.living if lock.place == self.place and lock.held] if reentrant else []
+        if fcntl is None:
             return
-        self.file = open(path, "r+b")  # noqa: SIM115  held; NFS locks only what may be written
-        mine = [lock for lock in Lock.living if lock.place == self.place and lock.held]
-        try:
+        try:  # NFS locks only what may be written, so no folders
+            self.handle = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
             if not mine:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self.file.close()
-            raise UserError(refusal) from None
+            self.release()
+            raise UserError(
+                f"{shown}: another run is at work there; wait until it ends, or give another folder"
+            ) from None
         except OSError:
+            self.release()
             return
         self.held, self.before = True, mine  # one process has a file once
         Lock.living.add(self)
+
+    def release(self) -> None:
+        self.held = False
+        if self.handle is not None:
+            os.close(self.handle)
+            self.handle = None
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.release()
+
+    def __del__(self):
+        self.release()
 
     @classmethod
     def leave_to_parent(cls) -> None:
         """In a forked helper, which may outlive its parent for some seconds."""
         for lock in cls.living:
-            lock.file.close()
+            lock.release()
 
 
 if hasattr(os, "register_at_fork"):

@@ -5,12 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from imagedex import endings
 from imagedex.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[1]
+HEEDED = {
+    "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+}  # which shells take from jobs in the background
 HELP = [sys.executable, "-m", "imagedex", "--help"]
 
 
@@ -98,15 +103,79 @@ endings.run(main)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forked helpers")
 def test_ctrl_c_is_one_line_with_helper_processes_too():
-    heeded = {
-        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    }  # which shells take from jobs in the background
     found = subprocess.run(
         [sys.executable, "-c", WITH_HELPERS],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         timeout=60,
-        **heeded,
+        **HEEDED,
     )
     assert found.returncode == 128 + signal.SIGINT and found.stderr.strip() == "stopped by Ctrl-C"
+
+
+STOPPED_WHILE_IMPORTED = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+except {caught}:
+    pass
+"""
+STARTED = [
+    ["run_xmatching.py"],
+    ["run_image_indexing.py"],
+    ["run_dsi.py"],
+    ["run_retrieval.py"],
+    ["-m", "imagedex", "dsi"],
+]
+
+
+@pytest.mark.parametrize("command", STARTED, ids=" ".join)
+def test_ctrl_c_while_libraries_are_imported_is_one_line(command, tmp_path):
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers" / "__init__.py").write_text(STOPPED_WHILE_IMPORTED.format(caught="ZeroDivisionError"))
+    found = subprocess.run(
+        [sys.executable, *command, "--help"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **HEEDED,
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (128 + signal.SIGINT, "", "stopped by Ctrl-C\n")
+
+
+def test_ctrl_c_within_an_exec_has_the_same_status(tmp_path):
+    """Python would kill itself with SIGINT, although the exception was caught."""
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers" / "__init__.py").write_text(
+        f"exec({STOPPED_WHILE_IMPORTED.format(caught='ZeroDivisionError')!r})"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "imagedex", "dsi", "--help"]
+    found = subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, timeout=60, **HEEDED)
+    assert (found.returncode, found.stderr) == (128 + signal.SIGINT, "stopped by Ctrl-C\n")
+
+
+def test_ctrl_c_gets_lost_in_no_import(tmp_path):
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers" / "__init__.py").write_text(STOPPED_WHILE_IMPORTED.format(caught="BaseException"))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "run_retrieval.py", "--help"]
+    found = subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, timeout=60, **HEEDED)
+    assert (found.returncode, found.stderr) == (128 + signal.SIGINT, "stopped by Ctrl-C\n")
+
+
+def test_a_shell_that_has_ctrl_c_ignored_is_heeded(tmp_path):
+    """As for a job in the background."""
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers" / "__init__.py").write_text(
+        "import os, signal; os.kill(os.getpid(), signal.SIGINT); raise SystemExit(7)"
+    )
+    ignored = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    assert (
+        subprocess.run([sys.executable, "run_dsi.py"], cwd=ROOT, env=environment, timeout=60, **ignored).returncode == 7
+    )

@@ -12,7 +12,7 @@ import pyarrow
 from datasets import Dataset
 
 from imagedex.errors import UserError
-from imagedex.files import write_atomically
+from imagedex.files import A_DAY, clear_leftovers, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ def cached_rows(generator: Callable, features, gen_kwargs: dict, fingerprint: st
         return Dataset.from_generator(generator, features=features, gen_kwargs=gen_kwargs, fingerprint=fingerprint)
 
     was_there = folder.exists()
+    clear_leftovers(folder, older_than=A_DAY)
     try:
         rows = build()
         if is_whole_folder(folder):

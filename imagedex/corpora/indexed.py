@@ -14,13 +14,15 @@ from imagedex.corpora.splits import RetrievalSplits
 from imagedex.errors import UserError
 
 _SENTENCES = Features({"image_id": Value("string"), "captions": List(Value("string"))})
+_ASKED = Features({**_SENTENCES, "also_right": List(List(Value("string")))})
 
 
 @dataclass
 class IndexedSplits(RetrievalSplits):
     """As `RetrievalSplits`, but `gallery` holds everything that has an identifier, and everything in it is searched.
 
-    Rows of documents have `text` instead of `image`; `image_id` is then the document's id and `captions` its questions.
+    Rows of documents have `text` instead of `image`; `image_id` is then the document's id and `captions` its questions. Those of
+    `evaluation` may have `also_right`: for each question the ids of further documents that answer.
     """
 
     documents: bool = False
@@ -109,9 +111,13 @@ def load_documents(data: CorpusArguments, pseudo_queries_file: str | None = None
 
 
 def by_document(questions: Dataset, limit: int | None) -> Dataset:
-    """(document_id, question) rows as one row a document, of the first `limit` documents."""
-    grouped: dict[str, list[str]] = {}
-    for document, question in zip(questions["document_id"], questions["question"], strict=True):
-        grouped.setdefault(document, []).append(question)
+    """Rows of questions as one row a document (that which is named first), of the first `limit` documents."""
+    grouped: dict[str, list[int]] = {}
+    for row, document in enumerate(questions["document_id"]):
+        grouped.setdefault(document, []).append(row)
     ids = list(grouped)[:limit]
-    return Dataset.from_dict({"image_id": ids, "captions": [grouped[i] for i in ids]}, features=_SENTENCES)
+    columns = {"captions": questions["question"][:]}
+    if "also_right" in questions.column_names:
+        columns["also_right"] = questions["also_right"][:]
+    table = {name: [[values[row] for row in grouped[i]] for i in ids] for name, values in columns.items()}
+    return Dataset.from_dict({"image_id": ids, **table}, features=_ASKED if len(columns) > 1 else _SENTENCES)

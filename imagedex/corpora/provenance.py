@@ -25,11 +25,29 @@ def differences(there: Mapping, here: Mapping) -> str:
     return ", ".join(f"{name} ({there.get(name)} there, {here.get(name)} here)" for name in fields)
 
 
-def read_asked(folder: str | Path) -> list[Question] | None:
-    """The captions that the run of this folder held out; None where it left no list that can be read."""
+def names_in(cell) -> list:
+    """What stands in a cell that names the right picture, or several as a JSON list; [] where it is empty."""
+    names = cell
+    if isinstance(cell, str) and cell.startswith("["):
+        try:
+            names = json.loads(cell)
+        except (ValueError, RecursionError):
+            names = cell
+    return names if isinstance(names, list) else [] if names in (None, "") else [names]
+
+
+def cell_of(names: Sequence[str]) -> str:
+    """What `names_in` reads."""
+    return names[0] if len(names) == 1 and names_in(names[0]) == [names[0]] else json.dumps(names, ensure_ascii=False)
+
+
+def read_asked(folder: str | Path) -> list[tuple[str, tuple[str, ...]]] | None:
+    """The captions that the run of this folder held out, and what is right for each; None where it left no list that can be
+    read."""
     try:
         with open(Path(folder) / QUERIES, encoding="utf-8", newline="") as file:
-            return [question(row["caption"], row["image"]) for row in csv.DictReader(file)]
+            rows = [(question(row["caption"], "")[0], tuple(names_in(row["image"]))) for row in csv.DictReader(file)]
+            return rows if all(isinstance(name, str) for _, names in rows for name in names) else None
     except (OSError, KeyError, ValueError, AttributeError):
         return None
 
@@ -62,7 +80,7 @@ class Training:
         if not arguments.get("do_train") or arguments.get("objective") == "identifier":  # pictures alone
             return None
         asked = read_asked(folder)
-        return cls(arguments, None if asked is None else set(asked))
+        return cls(arguments, None if asked is None else {(text, name) for text, names in asked for name in names})
 
     @property
     def corpora(self) -> set[str]:

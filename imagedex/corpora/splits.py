@@ -114,6 +114,19 @@ def split_corpus(
     return RetrievalSplits(train, gallery, evaluation, others)
 
 
+def questions(asked: Dataset) -> list[tuple[str, tuple[str, ...]]]:
+    """(sentence, the image_ids that are right) of each sentence of an evaluation split, row by row. Several are right only of
+    documents."""
+    also = (
+        asked["also_right"][:] if "also_right" in asked.column_names else [[()] * len(own) for own in asked["captions"]]
+    )
+    return [
+        (sentence, (image_id, *others))
+        for image_id, captions, own in zip(asked["image_id"], asked["captions"], also, strict=True)
+        for sentence, others in zip(captions, own, strict=True)
+    ]
+
+
 def training_captions(splits: RetrievalSplits) -> list[str]:
     """Every trained caption, in the order of the rows."""
     return [caption for captions in splits.train["captions"] for caption in captions]

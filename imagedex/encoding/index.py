@@ -19,7 +19,7 @@ from imagedex.encoding.store import (
 )
 from imagedex.encoding.vectors import image_vector_batches
 from imagedex.errors import UserError
-from imagedex.files import write_atomically, writing_to
+from imagedex.files import write_atomically, writing
 from imagedex.modeling.caption_bank import CaptionBank
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def encode_gallery(
 
     store.fill(keys, encode, batch_size, rows_per_shard=rows_per_shard)
     record = {"image_ids": list(dataset["image_id"]), "keys": [key.tobytes().hex() for key in keys]}
-    with writing_to(store.folder):
+    with writing(store.folder):
         write_atomically(store.folder / GALLERY, json.dumps(with_checksum(record), ensure_ascii=False, indent=0))
     return _vectors(store, keys)
 

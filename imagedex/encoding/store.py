@@ -24,7 +24,7 @@ import safetensors.numpy
 import torch
 
 from imagedex.errors import UserError
-from imagedex.files import CannotWrite, write_atomically, writing_to
+from imagedex.files import A_DAY, CannotWrite, clear_leftovers, write_atomically, writing
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Store:
 
     def _write_record(self) -> None:
         record = with_checksum({"format": FORMAT, "maker": self.maker})
-        with writing_to(self.folder):
+        with writing(self.folder):
             write_atomically(self.folder / RECORD, json.dumps(record, indent=2) + "\n")
         self._record_is_damaged = False
 
@@ -178,7 +178,7 @@ class Store:
         metadata = {"shard": json.dumps({"maker": self.fingerprint, "checksum": checksum(arrays)})}
         name = hashlib.blake2b(arrays["keys"].tobytes(), digest_size=8).hexdigest()
         path = self.folder / f"shard-{name}.safetensors"
-        with writing_to(self.folder):
+        with writing(self.folder):
             write_atomically(path, safetensors.numpy.save(arrays, metadata))
         return path
 
@@ -224,9 +224,9 @@ class Store:
             encode: batches of rows -> the fields of each batch, one batch after the other.
             share: this process's number, and how many processes share the work.
 
-        Raises:
-            UserError: the folder cannot be written, or loses what is written there.
+        Raises `UserError`: the folder cannot be written, or loses what is written there.
         """
+        clear_leftovers(self.folder, older_than=A_DAY)
         if self._record_is_damaged:
             with suppress(CannotWrite):
                 self._write_record()

@@ -18,7 +18,7 @@ from imagedex.checkpoints import is_empty_tokenizer, loading
 from imagedex.encoding.dual_encoder import DualEncoder
 from imagedex.encoding.vectors import encode_images, encode_texts
 from imagedex.errors import UserError
-from imagedex.evaluation.exact import BLOCK_SCORES, metrics_by_gallery, similarity
+from imagedex.evaluation.exact import BLOCK_SCORES, metrics_by_gallery, right_columns, similarity
 from imagedex.evaluation.intervals import intervals
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_scores, summarize_ranks
 from imagedex.words import words
@@ -141,7 +141,7 @@ def mean_caption_vectors(encoder: TextEncoder, captions: Sequence[Sequence[str]]
 
 def baseline_rows(
     train_captions: Mapping[str, Sequence[str]],
-    queries: Sequence[tuple[str, str]],
+    queries: Sequence[tuple[str, str | Sequence[str]]],
     text_encoder: str | Path | None = None,
     *,
     gallery: Sequence[str] | None = None,
@@ -155,7 +155,7 @@ def baseline_rows(
 
     Args:
         train_captions: image_id -> the captions that may be used; the queries must not be among them.
-        queries: (sentence, image_id of the right picture).
+        queries: (sentence, image_id of the right picture, or of several, of which the best counts).
         text_encoder: folder or Hub id of a text encoder; without it there is only the BM25 row.
         gallery: the image_ids that can be found, default those of `train_captions`. A picture without captions scores 0
             with BM25 and -infinity with caption vectors.
@@ -169,17 +169,20 @@ def baseline_rows(
     """
     image_ids = list(train_captions if gallery is None else gallery)
     row_of = {image_id: row for row, image_id in enumerate(image_ids)}
-    strangers = [image_id for _, image_id in queries if image_id not in row_of]
+    right = [(own,) if isinstance(own, str) else tuple(own) for _, own in queries]
+    strangers = [image_id for own in right for image_id in own if image_id not in row_of]
     if strangers or not queries:
         raise ValueError(
             f"{len(strangers)} of {len(queries)} queries ask for pictures outside the gallery: {strangers[:3]}"
         )
     captions = [list(train_captions.get(image_id, ())) for image_id in image_ids]
     sentences = [sentence for sentence, _ in queries]
-    targets = np.array([row_of[image_id] for _, image_id in queries])
+    targets = [tuple(row_of[image_id] for image_id in own) for own in right]
 
     def figures(blocks: Iterator[tuple[slice, np.ndarray]]) -> dict[str, float]:
-        ranks = np.concatenate([rank_from_scores(scores, targets[rows]) for rows, scores in blocks])
+        ranks = np.concatenate(
+            [rank_from_scores(scores, right_columns(targets[rows], len(image_ids))) for rows, scores in blocks]
+        )
         return summarize_ranks(ranks, ks=ks) | intervals((ranks, targets), ks=ks) | {"gallery_size": len(image_ids)}
 
     blocks = _slices(len(queries), max(1, block_scores // len(image_ids)))

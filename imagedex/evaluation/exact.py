@@ -102,18 +102,17 @@ def ranks_by_blocks(
     Returns:
         (Q,) int64, what `rank_from_scores` gives on the full (Q, N) matrix.
     """
+    return _ranks(queries, gallery, lambda rows: right_columns(target_rows[rows], len(gallery)), block_scores)
+
+
+def right_columns(target_rows, gallery_size: int) -> np.ndarray:
+    """What `rank_from_scores` takes: (Q,) integers where each query has one right row, else (Q, N) booleans."""
     if all(np.ndim(own) == 0 or len(own) == 1 for own in target_rows):
-        targets = np.array(target_rows, dtype=np.int64).reshape(-1)
-        return _ranks(queries, gallery, lambda rows: targets[rows], block_scores)
-
-    def right(rows: slice) -> np.ndarray:
-        own = target_rows[rows]
-        marks = np.zeros((len(own), len(gallery)), dtype=bool)
-        for mark, columns in zip(marks, own, strict=True):
-            mark[np.asarray(columns)] = True
-        return marks
-
-    return _ranks(queries, gallery, right, block_scores)
+        return np.array(target_rows, dtype=np.int64).reshape(-1)
+    marks = np.zeros((len(target_rows), gallery_size), dtype=bool)
+    for mark, columns in zip(marks, target_rows, strict=True):
+        mark[np.asarray(columns)] = True
+    return marks
 
 
 def image_to_text_ranks(

@@ -19,7 +19,8 @@ def intervals(*folds: tuple[Sequence[float], Sequence], ks: Sequence[int] = (1, 
 
     Args:
         folds: (ranks (Q,), of which infinite ones were not found; pictures (Q,), any names, the picture each query asks
-            for). Of several folds the figures are means over the folds, each of which is drawn from by itself.
+            for, or tuples of all that are right). Of several folds the figures are means over the folds, each of which is
+            drawn from by itself.
 
     Returns:
         `hits@k_low`, `hits@k_high` for each k, `mrr_low`, `mrr_high`; nothing where a fold asks for one picture alone.
@@ -61,7 +62,9 @@ def without_intervals(figures: Mapping) -> dict:
 
 def _by_picture(ranks: np.ndarray, pictures: Sequence, ks: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """What `intervals_of_sums` takes of a fold."""
-    _, owner = np.unique(np.asarray(pictures), return_inverse=True)
+    names = pictures.tolist() if isinstance(pictures, np.ndarray) else list(pictures)
+    place_of = {name: place for place, name in enumerate(sorted(set(names)))}
+    owner = np.array([place_of[name] for name in names])
     added = np.stack([*(ranks <= k for k in ks), 1 / ranks], axis=1).astype(np.float64)  # (Q, figures)
     counts = np.bincount(owner).astype(np.float64)
     return np.stack([np.bincount(owner, weights=column) for column in added.T], axis=1), counts

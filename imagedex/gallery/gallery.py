@@ -10,8 +10,8 @@ fifth of it would be such rows.
 
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from PIL import Image
 from imagedex.encoding.store import ROWS_PER_SHARD, Store
 from imagedex.encoding.vectors import encode_texts, image_vector_batches
 from imagedex.errors import UserError
-from imagedex.files import alone_in, whole_file
+from imagedex.files import Lock, clear_leftovers, whole_file
 from imagedex.gallery import catalog, compaction, exact, filters, scanning
 from imagedex.gallery.model import DEFAULT_MODEL, GalleryModel
 from imagedex.gallery.pictures import IndexedPictures, PlacedPictures, open_picture
@@ -138,7 +138,7 @@ class Gallery:
         checked = list(dict.fromkeys(scanning.check_source(source) for source in sources))
         processes = Processes()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with alone_in(self.folder, "gallery") if processes.is_first else nullcontext():
+        with self._alone() if processes.is_first else nullcontext():
             self._reread()
             looked = processes.from_first(lambda: self._look(checked, threads, progress))
             return self._update(*looked, processes, batch_size, num_workers, progress)
@@ -147,7 +147,7 @@ class Gallery:
         """Takes pictures out: those named, and those for which the filter holds. They come back if `add` finds them again."""
         if self.header is None:
             raise UserError(f"{self.folder} holds no picture")
-        with alone_in(self.folder, "gallery"):
+        with self._alone():
             self._reread()
             gone = pc.is_in(self.table["image_id"], pa.array(list(image_ids), pa.string())).to_numpy()
             unknown = set(image_ids) - set(self.table["image_id"].to_pylist())
@@ -158,6 +158,15 @@ class Gallery:
             removed = self.table.filter(pa.array(gone))["image_id"].to_pylist()
             self._commit(self.table.filter(pa.array(~gone)))
             return removed
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While this process changes the gallery no other does, nor another thread of this one. Raises `UserError`."""
+        with Lock(self.folder, f"--gallery {self.folder}") as lock:
+            if lock.held:
+                for folder in (self.folder, self.folder / VECTORS):
+                    clear_leftovers(folder)
+            yield
 
     def _reread(self) -> None:
         """Another process may have changed the gallery since it was opened."""

@@ -21,7 +21,7 @@ from imagedex.evaluation.figures import Figures
 from imagedex.evaluation.intervals import without_intervals
 from imagedex.evaluation.rankings import Ranking
 from imagedex.evaluation.table import cell_with_interval, table
-from imagedex.files import alone_in, check_output_dir, write_atomically, writing_to
+from imagedex.files import Lock, check_output_dir, clear_leftovers, write_atomically, writing
 from imagedex.retrieval import comparison
 from imagedex.retrieval.arguments import GenerativeArguments, RetrievalArguments
 from imagedex.retrieval.contact_sheet import Thumbnails, build_sheet, shown_places, write_sheet_image
@@ -91,15 +91,17 @@ def check_apart(output_dir: Path, args: RetrievalArguments) -> None:
 @contextmanager
 def begun(output_dir: Path, arguments: dict) -> Iterator[None]:
     """The output folder, with the record of what makes it, for one run alone. Raises `UserError`."""
-    with writing_to(output_dir):
+    with writing(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
-    with alone_in(output_dir):
+    with Lock(output_dir, f"--output_dir {output_dir}") as lock:
         check_output_dir(output_dir, arguments, RECORD)  # again: another run may have begun in the meantime
+        if lock.held:
+            clear_leftovers(output_dir, within=True)
         record = json.dumps(arguments, indent=2, sort_keys=True) + "\n"
-        with writing_to(output_dir):
+        with writing(output_dir):
             write_atomically(output_dir / RECORD, record)
         yield
-        with writing_to(output_dir):  # also where somebody has deleted the folder while pictures were encoded
+        with writing(output_dir):  # also where somebody has deleted the folder while pictures were encoded
             write_atomically(output_dir / RECORD, record)
 
 
@@ -148,7 +150,7 @@ def answer(
         facts |= {"bytes": sum(comparison.size_on_disk(*kept) for kept in opened.kept)}
     known = {} if trained is None or not queries.has_targets else {"possibly_trained_queries": trained}
     written, metrics, metrics_path = [], None, folder / "metrics.json"
-    with writing_to(folder):
+    with writing(folder):
         if queries.has_targets:
             added = known | (facts if opened.facts or not alone else {})
             metrics = judge(retriever, found, opened.new_image_ids, metrics_path, added)
@@ -202,7 +204,7 @@ def finish(
 ) -> list[Path]:
     """Table and contact sheet of all models; returns all that was written. What an unfinished run needs goes last of all."""
     written = [path for one in answers for path in one.written]
-    with writing_to(output_dir):
+    with writing(output_dir):
         if len(answers) > 1:
             written.append(compare(answers, args, queries, gallery, output_dir))
         if args.contact_sheet_queries:

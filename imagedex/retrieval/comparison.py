@@ -110,9 +110,7 @@ def kept_baselines(folder: Path, queries: Queries | QueryFile, gallery_size: int
     if len(asked) != len(queries):
         return {}
     own = queries.read()
-    if sorted((sentence, (image_id,)) for sentence, image_id in asked) != sorted(
-        zip(own.sentences, own.targets, strict=True)
-    ):
+    if sorted(asked) != sorted(zip(own.sentences, own.targets, strict=True)):
         return {}
     galleries = [  # a row of held-out pictures has figures of two galleries
         {name: figures_within(row, prefix) for name, row in rows.items()} for prefix in ("", *OTHER_GALLERIES)

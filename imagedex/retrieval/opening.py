@@ -12,7 +12,7 @@ from imagedex.checkpoints import MODEL_FLAG, read_model_type
 from imagedex.encoding.dual_encoder import load_dual_encoder
 from imagedex.encoding.index import encode_gallery, open_index
 from imagedex.errors import UserError
-from imagedex.files import writing_to
+from imagedex.files import writing
 from imagedex.identifiers.new_pictures import VECTORS_FLAG, NewPictures
 from imagedex.modeling import GENERATIVE
 from imagedex.modeling.identifiers import Identifiers
@@ -68,7 +68,7 @@ def check_kinds(names: Sequence[str], generative: GenerativeArguments) -> None:
 def save_extended(parts: GenerativeModel, identifiers: Identifiers, folder: Path) -> None:
     """The identifiers with those of new pictures, to be laid beside the model; where they have tokens of their own (atomic), the
     whole model, which has grown by these."""
-    with writing_to(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if identifiers.scheme == "atomic":
             parts.model.save_pretrained(folder)

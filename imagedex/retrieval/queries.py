@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
+from imagedex.corpora.provenance import names_in
 from imagedex.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -176,13 +177,7 @@ def _sentence(value, place: str, path: Path, column: str) -> str:
 
 def _targets(value, place: str, path: Path) -> tuple[str, ...]:
     """The right pictures that a cell names, each once: one, or a list of them (in a .csv as JSON); () where it is empty."""
-    names = value
-    if isinstance(value, str) and value.startswith("["):
-        try:
-            names = json.loads(value)
-        except (ValueError, RecursionError):
-            names = value
-    names = names if isinstance(names, list) else [] if names in (None, "") else [names]
+    names = names_in(value)
     where = f"the queries file {path}, {place}"
     if not all(isinstance(name, str) and name for name in names):
         raise UserError(

@@ -16,7 +16,7 @@ from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from imagedex.evaluation.rankings import Ranking, lines_of, rankings_path, write_parquet
-from imagedex.files import write_atomically, writing_to
+from imagedex.files import write_atomically, writing
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Unfinished:
             pass
         except (KeyError, TypeError, ValueError):
             logger.warning("%s is damaged: begun anew", self.folder / PROGRESS)
-        with writing_to(self.target.parent):
+        with writing(self.target.parent):
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             for name in self.reach:
@@ -85,7 +85,7 @@ class Unfinished:
         judged = [self._judged(ranking, place) for place, ranking in enumerate(rankings, start=self.done)]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in judged if row)
         content = {self.rankings.name: lines_of(rankings, self.rankings.suffix[1:]), JUDGED: lines.encode("utf-8")}
-        with writing_to(self.target.parent):
+        with writing(self.target.parent):
             for name, added in content.items():
                 with open(self.folder / name, "r+b") as file:  # not made anew: a folder that was deleted is noticed
                     file.seek(self.reach[name])
@@ -113,7 +113,7 @@ class Unfinished:
 
     def finish(self) -> Path:
         """The file of rankings, whole, under its name."""
-        with writing_to(self.target.parent):
+        with writing(self.target.parent):
             self.whole = True
             self._save()
             path = self._path(self.rankings.name, self.whole)

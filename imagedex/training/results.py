@@ -13,7 +13,8 @@ from transformers import Trainer
 
 from imagedex.checkpoints import read_model_type
 from imagedex.corpora import RetrievalSplits, gallery_rows
-from imagedex.corpora.provenance import QUERIES, Training, possibly_trained, question, warning_of
+from imagedex.corpora.provenance import QUERIES, Training, cell_of, possibly_trained, question, warning_of
+from imagedex.corpora.splits import questions
 from imagedex.encoding.dual_encoder import load_dual_encoder
 from imagedex.errors import UserError
 from imagedex.evaluation.baselines import baseline_rows, model_row
@@ -31,18 +32,12 @@ COMPARE_FLAG = "compare_with_model"
 MADE, DSI_MADE = "model, processor, code and card", "model, processor, identifiers, code and card"
 
 
-def texts(splits: RetrievalSplits) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
+def texts(splits: RetrievalSplits) -> tuple[dict[str, list[str]], list[tuple[str, tuple[str, ...]]]]:
     """(what may be searched by image_id, a document's text or a picture's trained captions; the questions)."""
     if getattr(splits, "documents", False):
         documents = zip(splits.item_ids, splits.item_texts(), strict=True)
-        return {name: [text] for name, text in documents}, questions(splits)
-    return dict(zip(splits.train["image_id"], splits.train["captions"], strict=True)), questions(splits)
-
-
-def questions(splits: RetrievalSplits) -> list[tuple[str, str]]:
-    """(caption, image_id) of each caption that is asked."""
-    rows = zip(splits.evaluation["image_id"], splits.evaluation["captions"], strict=True)
-    return [(caption, image_id) for image_id, captions in rows for caption in captions]
+        return {name: [text] for name, text in documents}, questions(splits.evaluation)
+    return dict(zip(splits.train["image_id"], splits.train["captions"], strict=True)), questions(splits.evaluation)
 
 
 def baselines(splits: RetrievalSplits, encoder: str | None, text_tower: str | None) -> dict[str, dict]:
@@ -53,7 +48,7 @@ def baselines(splits: RetrievalSplits, encoder: str | None, text_tower: str | No
     where that is no text encoder alone (T5, CLIP) the row is left out and the log says why.
     """
     known, asked = texts(splits)
-    if not any(known.get(image_id) for _, image_id in asked):
+    if not any(known.get(image_id) for _, right in asked for image_id in right):
         logger.warning("no rows of BM25 and caption vectors: no picture that is asked for has a trained caption")
         return {}
     rows = functools.partial(baseline_rows, known, asked, gallery=splits.gallery["image_id"])
@@ -77,7 +72,8 @@ def check_compared(names: Sequence[str] | None) -> None:
 
 def compared_models(life: Run, splits: RetrievalSplits, names: Sequence[str]) -> dict[str, dict]:
     """Figures of dual encoders as they are, on the questions, in each gallery. Raises `UserError`."""
-    args, asked, rows = life.args, questions(splits), {}
+    args, rows = life.args, {}
+    asked = [(sentence, image_id) for sentence, (image_id,) in questions(splits.evaluation)]  # pictures: one is right
     pictures, galleries = splits.galleries()
     targets = gallery_rows(pictures, [image_id for _, image_id in asked])
     ours = Training(life.arguments, {question(*one) for one in asked})
@@ -113,15 +109,15 @@ def measure_baselines(
     if kept := life.kept(BASELINES):
         return kept
     rows = baselines(splits, args.baseline_text_encoder, text_tower) if args.compare_with_baselines else {}
-    return rows | compared_models(life, splits, models or ())
+    return rows | (compared_models(life, splits, models) if models else {})
 
 
-def write_queries(path: Path, queries: list[tuple[str, str]]) -> None:
+def write_queries(path: Path, queries: list[tuple[str, tuple[str, ...]]]) -> None:
     """CSV of `caption,image`, as run_retrieval.py reads it."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     writer.writerow(["caption", "image"])
-    writer.writerows(queries)
+    writer.writerows((sentence, cell_of(right)) for sentence, right in queries)
     write_atomically(path, buffer.getvalue())
 
 
@@ -134,7 +130,7 @@ def write_predictions(trainer: Trainer, splits: RetrievalSplits, k: int = 10) ->
 def _write_predictions(trainer: Trainer, splits: RetrievalSplits, k: int) -> None:
     scores, images, *cosines = trainer.found(k, splits.gallery["image_id"][:])
     if trainer.is_world_process_zero():
-        found = zip(questions(splits), images, scores, strict=True)
+        found = zip(questions(splits.evaluation), images, scores, strict=True)
         rankings = [
             Ranking(caption, names, [short_float(score) for score in values]) for (caption, _), names, values in found
         ]
@@ -165,7 +161,7 @@ def _finish(life: Run, trainer: Trainer, splits: RetrievalSplits, facts: CardFac
         trainer.create_model_card()
     if trainer.is_world_process_zero():
         if splits.evaluation is not None and not life.has(QUERIES):
-            write_queries(folder / QUERIES, questions(splits))
+            write_queries(folder / QUERIES, questions(splits.evaluation))
         if facts.baselines and not life.has(BASELINES):
             write_atomically(folder / BASELINES, json.dumps(facts.baselines, indent=2) + "\n")
         if not life.complete:

@@ -104,12 +104,9 @@ class Run:
 
     def _take_folder(self) -> None:
         """Raises `UserError` where another process is at work there; what a killed one left is removed."""
-        self.lock = Lock(
-            self.folder / RUN_RECORD,
-            f"--output_dir {self.folder}: another run is at work there; wait until it ends, or give another folder",
-        )
-        if self.lock.held and (left := clear_leftovers(self.folder)):
-            logger.info("removed what a stopped run left unfinished in %s: %s", self.folder, ", ".join(left))
+        self.lock = Lock(self.folder / RUN_RECORD, f"--output_dir {self.folder}", reentrant=True)
+        if self.lock.held:
+            clear_leftovers(self.folder)
 
     def _begin(self) -> None:
         """Makes the folder this run's, where it is not yet. Raises `UserError`."""
@@ -194,7 +191,10 @@ def at_work(trainer: Trainer):
     Raises `UserError`, `Stopped`.
     """
     folder, main = trainer.args.output_dir, trainer.is_world_process_zero()
-    with StopSignals(trainer, folder) as trainer.stop, writing(folder, UserError if main else LocalUserError):
+    with (
+        StopSignals(trainer, folder) as trainer.stop,
+        writing(folder, UserError if main else LocalUserError, "output_dir"),
+    ):
         if main:
             trainer.require_folder()
         yield

@@ -54,7 +54,7 @@ class SavingMixin:
         folder = Path(self.args.output_dir)
         aside = folder / UNFINISHED
         try:
-            with writing(folder, UserError if self.is_world_process_zero() else LocalUserError):
+            with writing(folder, UserError if self.is_world_process_zero() else LocalUserError, "output_dir"):
                 if self.args.should_save:
                     self.require_folder()
                     shutil.rmtree(aside, ignore_errors=True)

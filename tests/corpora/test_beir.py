@@ -47,12 +47,29 @@ def test_a_question_goes_with_each_right_document(beir, caplog):
     assert pairs(corpus.train) == [("d1", "question 1"), ("d2", "question 2"), ("d1", "question 2")]
     assert pairs(corpus.evaluation) == [("d2", "question 3")]
     for said in (
-        "1 question with several right documents",
+        "1 question with several right documents: trained for each, asked once",
         "1 row of score 0",
         "1 question without a right document",
     ):
         assert said in caplog.text
     assert pairs(load_text_corpus(folder, eval_split="test").evaluation) == [("d3", "question 4")]
+
+
+def test_a_question_is_asked_once_with_all_its_right_documents(beir):
+    corpus = load_text_corpus(beir(train="q1\td1\t1\n", dev="q2\td2\t1\nq3\td1\t1\nq2\td3\t1\n"))
+    rows = corpus.evaluation
+    assert pairs(rows) == [("d2", "question 2"), ("d1", "question 3")] and rows["also_right"][:] == [["d3"], []]
+
+
+def test_a_question_that_is_held_out_is_trained_for_none_of_its_documents(beir):
+    folder = beir(train="".join(f"q{query}\td{document}\t1\n" for query in range(1, 6) for document in (1, 2)))
+    corpus = load_text_corpus(folder, held_out_captions_per_image=1)
+    asked, trained = set(corpus.evaluation["question"]), set(corpus.train["question"])
+    assert asked and trained and not asked & trained and len(asked | trained) == 5
+    assert set(zip(corpus.evaluation["document_id"], map(tuple, corpus.evaluation["also_right"]), strict=True)) == {
+        ("d1", ("d2",))
+    }
+    assert sorted(pairs(corpus.train)) == sorted((d, q) for q in trained for d in ("d1", "d2"))
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_a_list_that_was_cut_short_says_nothing_of_other_pictures(corpus, tmp_pa
 
 def test_white_space_and_broken_lists(tmp_path):
     folder = leave(tmp_path / "run", {}, [("a  dog\n runs", "a.jpg")])
-    assert read_asked(folder) == [("a dog runs", "a.jpg")]
+    assert read_asked(folder) == [("a dog runs", ("a.jpg",))]
     (folder / QUERIES).write_text("caption\na dog\n")
     assert read_asked(folder) is None and read_asked(tmp_path) is None
 

@@ -106,6 +106,18 @@ def test_baseline_rows_by_hand(text_encoder):
     assert list(baseline_rows(CAPTIONS, queries)) == ["BM25"]
 
 
+def test_of_several_right_pictures_the_best_counts(text_encoder):
+    """ "dog" finds dog.jpg first; cat.jpg scores 0 as all others do, so all but the two right ones stand before it."""
+    queries = [("dog", ("cat.jpg", "dog.jpg")), ("dog", ("car.jpg", "cat.jpg")), ("dog", ("cat.jpg",))]
+    rows = baseline_rows(CAPTIONS, queries, text_encoder, ks=(1, 4))
+    assert {name: rows["BM25"][name] for name in ("hits@1", "hits@4", "mrr")} == {
+        "hits@1": 1 / 3,
+        "hits@4": 2 / 3,
+        "mrr": pytest.approx((1 + 1 / 4 + 1 / 5) / 3),
+    }
+    assert rows["caption vectors"]["hits@4"] >= 1 / 3
+
+
 @torch.no_grad()
 def test_caption_vectors_equal_sums_written_out(text_encoder):
     encoder = TextEncoder(text_encoder)

@@ -21,6 +21,13 @@ def asked(rng, pictures, per_picture=4):
     return ranks, names
 
 
+def test_names_are_names_whatever_they_are_of():
+    ranks, names = asked(np.random.default_rng(5), 12)
+    numbers = np.array([int(name[:-4]) for name in names])
+    tuples = [(number,) if number % 2 else (number, 99) for number in numbers.tolist()]
+    assert intervals((ranks, numbers)) == intervals((ranks, tuples))
+
+
 def redrawn(ranks, names, rng):
     """Lists of the ranks of as many pictures, drawn with replacement, without end."""
     own = {}

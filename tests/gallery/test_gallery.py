@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from imagedex.errors import UserError
-from imagedex.files import alone_in
+from imagedex.files import Lock
 from imagedex.gallery import compaction, pictures, scanning
 from imagedex.gallery.gallery import Gallery
 
@@ -237,7 +237,7 @@ def test_what_is_no_gallery_or_of_another_model(gallery, tiny_clip, photos, tmp_
 
 def test_two_processes_do_not_change_one_gallery_at_once(gallery, photos):
     gallery.folder.mkdir()
-    with alone_in(gallery.folder), pytest.raises(UserError, match="--gallery .* another run is at work there"):
+    with Lock(gallery.folder, "mine"), pytest.raises(UserError, match="--gallery .* another run is at work there"):
         gallery.add(photos)
 
 
@@ -418,3 +418,13 @@ def test_what_ends_in_an_error_changes_nothing(gallery, photos, tmp_path, monkey
         patch.setattr(Gallery, "_fill", lambda *args: (_ for _ in ()).throw(RuntimeError))
         gallery.add(tmp_path / "other")
     assert list(gallery.header.roots) == [str(photos)] and len(gallery.search("a dog", top_k=20)) == 8
+
+
+def test_what_a_killed_change_was_writing_is_cleared_by_the_next(gallery, photos):
+    gallery.add(photos)
+    for place in (gallery.folder, gallery.folder / "vectors", photos):
+        (place / ".x.json.ab_12xyz.tmp").write_text("half")
+    (gallery.folder / ".notes.tmp").write_text("mine")
+    gallery.add(photos)
+    assert sorted(path.name for path in gallery.folder.rglob("*.tmp")) == [".notes.tmp"]
+    assert (photos / ".x.json.ab_12xyz.tmp").exists()

@@ -252,7 +252,7 @@ def test_two_runs_in_one_folder_and_a_folder_that_is_deleted(searches, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(VectorRetriever, "search", deletes)
-        with pytest.raises(UserError, match="cannot be written: No such file or directory"):
+        with pytest.raises(UserError, match="is gone: it was deleted or moved"):
             search(searches["xmatching"], out)
     search(searches["xmatching"], out)
     assert content_of(out) == before
@@ -299,3 +299,25 @@ def test_memory_does_not_hold_the_queries(tmp_path):
     assert len(queries) == 1000 and next(queries.blocks(7, 990)).sentences[0] == "sentence 990"
     assert [len(block) for block in queries.blocks(300)] == [300, 300, 300, 100]
     assert sum(1 for _ in queries) == 1000
+
+
+@pytest.mark.parametrize("name", ["reranked", "two models"])
+def test_what_a_killed_search_was_writing_is_cleared_by_the_next(name, searches, undisturbed, tmp_path, monkeypatch):
+    """Each write is the last in its turn, and nobody clears up after it."""
+    left = []
+    for write in range(0, 60, 4):
+        out = tmp_path / str(write)
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "os", Disk(write, Killed()))
+            patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+            try:
+                search(searches[name], out)
+                break
+            except Killed:
+                left += out.rglob("*.tmp")
+        mine = {".notes.tmp": b"mine"} if (out / "retrieval_arguments.json").exists() else {}
+        for path, content in mine.items():
+            (out / path).write_bytes(content)
+        search(searches[name], out)
+        assert content_of(out) == undisturbed(name) | mine, write
+    assert len({path.parent.name for path in left}) >= 3  # in the output folder, an index, the unfinished rankings

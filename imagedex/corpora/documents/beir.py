@@ -5,10 +5,9 @@ answers. A question with several such documents is one row with each of them.
 """
 
 import logging
-from collections import Counter
 from pathlib import Path
 
-from imagedex.corpora.documents.text_corpus import TextContents
+from imagedex.corpora.documents.text_corpus import Asked, TextContents
 from imagedex.corpora.forms.cells import SPLIT_NAMES
 from imagedex.corpora.forms.delimited import read_delimited
 from imagedex.corpora.schema import counted, listed
@@ -31,19 +30,23 @@ def contents(folder: Path, documents: list[tuple[str, str]], queries: list[tuple
         UserError: no judgements, of another form, or of queries that are not there.
     """
     text = dict(queries)
-    questions: dict[str, list[tuple[str, str]]] = {"train": []}
+    questions: dict[str, list[Asked]] = {"train": []}
     judged: set[str] = set()
     for split, file in _files(folder).items():
-        pairs = _read_pairs(file)
-        unknown = list(dict.fromkeys(query for query, _ in pairs if query not in text))
+        right: dict[str, list[str]] = {}
+        for query, document in _read_pairs(file):
+            right.setdefault(query, []).append(document)
+        unknown = [query for query in right if query not in text]
         if unknown:
             raise UserError(f"{file}: {counted(len(unknown), 'query id')} not in {QUERIES}: {listed(unknown, 5)}")
-        several = sum(number > 1 for number in Counter(query for query, _ in pairs).values())
+        several = sum(len(own) > 1 for own in right.values())
         if several:
             what = counted(several, "question")
-            logger.info("%s: %s with several right documents, asked once for each", file, what)
-        questions[split] = [(document, text[query]) for query, document in pairs]
-        judged |= {query for query, _ in pairs}
+            logger.info(
+                "%s: %s with several right documents: trained for each, asked once, the best counts", file, what
+            )
+        questions[split] = [(tuple(own), text[query]) for query, own in right.items()]
+        judged |= right.keys()
     rest = [query for query, _ in queries if query not in judged]
     if rest:
         what = counted(len(rest), "question")

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from imagedex.corpora.documents import beir, natural_questions
 from imagedex.corpora.documents.natural_questions import load_nq10k
-from imagedex.corpora.documents.text_corpus import TextContents, TextCorpus, build_text_corpus
+from imagedex.corpora.documents.text_corpus import TextContents, TextCorpus, build_text_corpus, one_each
 from imagedex.corpora.paths import require_folder
 from imagedex.corpora.schema import listed
 from imagedex.corpora.splits import check_held_out
@@ -141,7 +141,7 @@ def _read_jsonl_folder(folder: Path) -> TextContents:
         if not pseudo and not any(files.values()):
             raise UserError(f"{folder} has documents but no questions: put {' or '.join(TRAIN_FILES)} beside them")
         logger.warning("%s has no %s: no question that was asked is trained", folder, " or ".join(TRAIN_FILES))
-    questions = {split: read_questions(file, "--dataset_name") for split, file in files.items() if file}
+    questions = {split: one_each(read_questions(file, "--dataset_name")) for split, file in files.items() if file}
     return TextContents(
         "JSONL documents and questions", read_documents(folder / DOCUMENT_FILE), {"train": [], **questions}
     )
@@ -188,7 +188,7 @@ def _read_multi_task(folder: Path, train_file: Path) -> TextContents:
             if value.startswith(PROMPTS[0]) and split == "train":
                 documents.append((document, value.removeprefix(PROMPTS[0])))
             elif value.startswith(PROMPTS[1]):
-                questions[split].append((document, value.removeprefix(PROMPTS[1])))
+                questions[split].append(((document,), value.removeprefix(PROMPTS[1])))
             else:
                 allowed = " or ".join(repr(prompt) for prompt in PROMPTS[split == "validation" :])
                 raise UserError(f"{file}, line {number}: the text starts with {value[:20]!r} instead of {allowed}")

@@ -43,11 +43,11 @@ from huggingface_hub.utils import WeakFileLock
 from pyarrow import parquet
 from tqdm.auto import tqdm
 
-from imagedex.corpora.documents.text_corpus import TextContents, TextCorpus, build_text_corpus
+from imagedex.corpora.documents.text_corpus import TextContents, TextCorpus, build_text_corpus, one_each
 from imagedex.corpora.forms.tables import first_line
 from imagedex.corpora.schema import counted
 from imagedex.errors import UserError
-from imagedex.files import whole_folder, write_atomically
+from imagedex.files import A_DAY, clear_leftovers, whole_folder, write_atomically
 from imagedex.hub import hub_reason
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def load_nq10k(
     table = Dataset.load_from_disk(str(folder))
     logger.info("NQ10K: %s, kept in %s (delete it to build it anew)", counted(len(table), "document"), folder)
     identifiers = table["document_id"][:]
-    questions = list(zip(identifiers, table["question"][:], strict=True))
+    questions = one_each(zip(identifiers, table["question"][:], strict=True))
     if len(table) < num_train + num_held_out:
         logger.warning(
             "%s has only %s of different titles, not %d; %d of their questions are held out",
@@ -150,6 +150,7 @@ def _build(source: str, folder: Path, num_train: int, num_held_out: int, seed: i
     digest = hashlib.blake2b("\n".join(files).encode(), digest_size=8).hexdigest()
     partial = folder.with_name(f"{folder.name}-partial-{digest}")
     partial.mkdir(exist_ok=True)
+    clear_leftovers(folder.parent, within=True, older_than=A_DAY)
     pages: list[list[str | None]] = []  # [title, question] of every row
     starts = [0]
     for number, file in enumerate(_progress(files, "NQ10K: titles and questions")):

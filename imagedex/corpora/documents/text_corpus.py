@@ -8,10 +8,10 @@ caption stands: every document is indexed, whether or not a question of it is tr
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value
 
 from imagedex.corpora.cached import cached_rows
 from imagedex.corpora.schema import counted, listed
@@ -22,15 +22,19 @@ logger = logging.getLogger(__name__)
 
 DOCUMENTS = Features({"document_id": Value("string"), "text": Value("string")})
 QUESTIONS = Features({"document_id": Value("string"), "question": Value("string")})
+ASKED = Features({**QUESTIONS, "also_right": List(Value("string"))})
+
+Asked = tuple[tuple[str, ...], str]  # the documents that answer, and the question
 
 
 @dataclass
 class TextContents:
-    """What a form has read: rows of (document_id, text) and, by split, rows of (document_id, question)."""
+    """What a form has read: rows of (document_id, text); by split, rows of (document_ids that answer, question); and rows of
+    (document_id, pseudo-query)."""
 
     form: str
     documents: list[tuple[str, str]]
-    questions: dict[str, list[tuple[str, str]]]
+    questions: dict[str, list[Asked]]
     pseudo_queries: list[tuple[str, str]] = field(default_factory=list)
     texts_may_be_empty: bool = False  # a form that another program defines keeps its documents, whatever they hold
 
@@ -42,8 +46,10 @@ class TextCorpus:
     Attributes:
         form: what was recognised, e.g. ``"JSONL documents and questions"``.
         documents: ``document_id`` and ``text``, one row a document, ids unique, all of them to be indexed.
-        train: ``document_id`` and ``question``; the pseudo-queries come last.
-        evaluation: the same for the questions that are held out; None when nothing is.
+        train: ``document_id`` and ``question``, of a question with several right documents a row for each; the pseudo-queries
+            come last.
+        evaluation: the questions that are held out, a row each; where some have several right documents, the others' ids are
+            in ``also_right``. None when nothing is held out.
         num_pseudo_queries: how many of the last rows of ``train`` nobody asked but a model wrote.
     """
 
@@ -75,26 +81,38 @@ def build_text_corpus(
     train, evaluation = split_questions(
         contents.questions, held_out_captions_per_image, held_out_images, split_seed, eval_split
     )
-    _report_repetition(contents, train, evaluation)
+    pairs = pairs_of(train)
+    _report_repetition(contents, pairs, evaluation)
     corpus = TextCorpus(
         contents.form,
         make_table(contents.documents, DOCUMENTS),
-        make_table([*train, *contents.pseudo_queries], QUESTIONS),
-        make_table(evaluation, QUESTIONS) if evaluation else None,
+        make_table([*pairs, *contents.pseudo_queries], QUESTIONS),
+        asked_table(evaluation) if evaluation else None,
         len(contents.pseudo_queries),
     )
     report(corpus)
     return corpus
 
 
+def one_each(rows: Iterable[tuple[str, str]]) -> list[Asked]:
+    """Of (document_id, question): questions that one document answers."""
+    return [((document,), question) for document, question in rows]
+
+
+def pairs_of(questions: Sequence[Asked]) -> list[tuple[str, str]]:
+    """(document_id, question) of each document that answers."""
+    return [(document, question) for documents, question in questions for document in documents]
+
+
 def split_questions(
-    questions: dict[str, list[tuple[str, str]]],
+    questions: dict[str, list[Asked]],
     n_held_out: int,
     fraction: float,
     split_seed: int,
     eval_split: str | None,
-) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(trained, asked). The corpus's own split where it has one; else by hash, as pictures and captions are split."""
+) -> tuple[list[Asked], list[Asked]]:
+    """(trained, asked). The corpus's own split where it has one; else by hash, as pictures and captions are split. A question
+    that is held out for one of its documents is trained for none."""
     own = [split for split in questions if split != "train"]
     check_held_out(own, n_held_out, fraction, eval_split, "questions")
     rows = questions["train"]
@@ -103,8 +121,9 @@ def split_questions(
         logger.info("Evaluating on the corpus's own %s questions", chosen)
         return rows, questions[chosen]
     by_document: dict[str, list[int]] = {}
-    for row, (document, _) in enumerate(rows):
-        by_document.setdefault(document, []).append(row)
+    for row, (documents, _) in enumerate(rows):
+        for document in documents:
+            by_document.setdefault(document, []).append(row)
     if n_held_out:
         held = {
             places[position]
@@ -132,7 +151,13 @@ def split_questions(
     )
 
 
-def make_table(rows: Sequence[tuple[str, str]], features: Features) -> Dataset:
+def asked_table(questions: Sequence[Asked]) -> Dataset:
+    if all(len(documents) == 1 for documents, _ in questions):
+        return make_table(pairs_of(questions), QUESTIONS)
+    return make_table([(first, question, also) for (first, *also), question in questions], ASKED)
+
+
+def make_table(rows: Sequence[tuple], features: Features) -> Dataset:
     """Rows as a dataset on disk, under a fingerprint of their content, so that every later ``map`` of it is cached."""
     if not rows:  # a generator without a row has no table to write
         return Dataset.from_dict({name: [] for name in features}, features=features)
@@ -142,7 +167,7 @@ def make_table(rows: Sequence[tuple[str, str]], features: Features) -> Dataset:
     return cached_rows(_yield_rows, features, {"rows": rows, "names": tuple(features)}, f"text-{digest.hexdigest()}")
 
 
-def _yield_rows(rows: Sequence[tuple[str, str]], names: tuple[str, ...]) -> Iterator[dict[str, str]]:
+def _yield_rows(rows: Sequence[tuple], names: tuple[str, ...]) -> Iterator[dict]:
     for row in rows:
         yield dict(zip(names, row, strict=True))
 
@@ -187,20 +212,22 @@ def _check_rows(contents: TextContents) -> None:
         if not contents.texts_may_be_empty:
             raise UserError(message)
         logger.warning("%s", message)
-    for split, rows in [*contents.questions.items(), ("pseudo-queries", contents.pseudo_queries)]:
+    questions = {split: pairs_of(rows) for split, rows in contents.questions.items()}
+    for split, rows in (questions | {"pseudo-queries": contents.pseudo_queries}).items():
         check_known(rows, set(counts), f"{contents.form}, {split}")
 
 
-def _report_repetition(
-    contents: TextContents, train: Sequence[tuple[str, str]], evaluation: Sequence[tuple[str, str]]
-) -> None:
+def _report_repetition(contents: TextContents, train: Sequence[tuple[str, str]], evaluation: Sequence[Asked]) -> None:
     """What makes figures worse or better than they should be: equal documents, and held-out questions trained on."""
     same = len(contents.documents) - len({text for _, text in contents.documents})
     if same:
         logger.warning("%s with the text of another one: no question can tell them apart", counted(same, "document"))
     for rows, what in ((train, "question"), (contents.pseudo_queries, "pseudo-query")):
         trained = {(document, question.strip().lower()) for document, question in rows}
-        repeated = sum((document, question.strip().lower()) in trained for document, question in evaluation)
+        repeated = sum(
+            any((document, question.strip().lower()) in trained for document in documents)
+            for documents, question in evaluation
+        )
         if repeated:
             logger.warning(
                 "%s also trained, word for word, as a %s of the same document",

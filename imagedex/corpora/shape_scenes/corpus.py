@@ -16,7 +16,7 @@ from imagedex.corpora.shape_scenes.captions import captions_of, perfect_reader
 from imagedex.corpora.shape_scenes.drawing import draw_scene
 from imagedex.corpora.shape_scenes.graph import VERSION, Scene, make_scenes, scene_id
 from imagedex.errors import UserError
-from imagedex.files import write_atomically
+from imagedex.files import A_DAY, clear_leftovers, write_atomically
 
 __all__ = ["DEFAULT_SCENES", "draw_missing", "perfect_reader", "read"]
 
@@ -63,6 +63,7 @@ def read(
 def draw_missing(scenes: tuple[Scene, ...], folder: Path, image_size: int = 96) -> int:
     """Draws those scenes whose file is not in ``folder``; each appears whole or not at all. Returns how many."""
     folder.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder, older_than=A_DAY)
     there = set(os.listdir(folder))
     missing = [number for number in range(len(scenes)) if scene_id(number) not in there]
     for number in tqdm(missing, desc="Drawing shape_scenes", unit="scenes", disable=None if missing else True):

@@ -6,7 +6,6 @@ Rows are small dictionaries; `DSICollator` makes batches of them, rows of text f
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from datasets import Dataset
 
@@ -160,15 +159,16 @@ class Rows(torch.utils.data.Dataset):
 
 @dataclass
 class GenerativeEvaluation:
-    """What is asked. `targets` and `item_targets` (rows,): the right rows of the identifiers.
+    """What is asked. `targets` and `item_targets`, one a row: the identifiers' rows that are right, of which the best counts (the
+    loss is the first one's).
 
     sentences: rows of text with labels; items: rows of pictures or documents with labels; None: not asked.
     """
 
     sentences: torch.utils.data.Dataset | None = None
-    targets: np.ndarray | None = None
+    targets: list[tuple[int, ...]] | None = None
     items: torch.utils.data.Dataset | None = None
-    item_targets: np.ndarray | None = None
+    item_targets: list[tuple[int, ...]] | None = None
 
 
 def evenly(total: int, at_most: int) -> list[int]:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 from torch.utils.data import DataLoader
 
 from imagedex.corpora.arguments import CorpusArguments
 from imagedex.corpora.indexed import IndexedSplits
+from imagedex.corpora.splits import questions
 from imagedex.errors import UserError
 from imagedex.identifiers.vectors import mean_vision_states
 from imagedex.modeling.identifiers import Identifiers
@@ -197,14 +197,14 @@ class DSIRows:
         """The held-out sentences, and at most `max_memorised_samples` (-1: all) of the items that training shows."""
         evaluation, row_of = GenerativeEvaluation(), self.identifiers.row
         if sentences:
-            evaluation.sentences = asked = self.sentences(self.splits.evaluation)
-            evaluation.targets = np.array([row_of(image_id) for image_id in asked.image_ids])
+            evaluation.sentences = self.sentences(self.splits.evaluation)
+            evaluation.targets = [tuple(map(row_of, right)) for _, right in questions(self.splits.evaluation)]
         if items and self.items.gallery is not None and self.items.args.max_memorised_samples:
             shown, item_ids = self.shown(held_out_too or self.splits.documents), self.splits.item_ids
             rows = [shown[place] for place in evenly(len(shown), self.items.args.max_memorised_samples)]
             ids = [item_ids[row] for row in rows]
             evaluation.items = Items(Rows(self.items.gallery, rows), ids, self.labels)
-            evaluation.item_targets = np.array([row_of(image_id) for image_id in ids])
+            evaluation.item_targets = [(row_of(image_id),) for image_id in ids]
         return evaluation
 
     def captioning(self, split, clean_text: bool = False) -> Captioning:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,10 +47,10 @@ class Answers:
         """Mean over tokens, in nats."""
         return (self.losses.double().sum() / self.lengths.sum()).item()
 
-    def ranks(self, targets: np.ndarray) -> list[float]:
-        """The rank of each query's right row; infinite where it was not found."""
+    def ranks(self, targets: Sequence[tuple[int, ...]]) -> list[float]:
+        """The rank of the best of each query's right rows; infinite where none was found."""
         ranks = []
-        for rows, scores, target in zip(self.rows.tolist(), self.scores.tolist(), targets.tolist(), strict=True):
+        for rows, scores, target in zip(self.rows.tolist(), self.scores.tolist(), targets, strict=True):
             found = sum(row >= 0 for row in rows)
             ranks.append(rank_from_list(rows[:found], target, scores[:found]))
         return ranks
