@@ -69,10 +69,7 @@ def to_milvus(table: pa.Table, pictures: Pictures, folder: Path, uri: str, progr
         open_collection(client, name, owner, pictures.rows.row("vectors", 0).shape[0])
         with tqdm(total=len(table), desc="export", unit="pictures", disable=not progress) as bar:
             for part, vectors, bias in blocks(table, pictures, milvus.ROWS_AT_ONCE):
-                client.upsert(name, [
-                    described(row) | {milvus.VECTOR: vector, "gallery": owner} | ({} if bias is None else {"bias": float(bias[at])})
-                    for at, (row, vector) in enumerate(zip(part.to_pylist(), vectors, strict=True))
-                ])  # fmt: skip
+                client.upsert(name, described(part, vectors, bias, owner))
                 bar.update(len(part))
         gone = sorted(set(milvus.all_ids(client, name, "id")) - set(pictures.names))
         for at in range(0, len(gone), milvus.ROWS_AT_ONCE):
@@ -104,12 +101,18 @@ def quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def described(row: dict) -> dict:
-    """A row of the catalog in the types of JSON; what is missing is left out."""
-    kinds = {bytes: bytes.hex}
-    plain = {
-        name: kinds.get(type(value), lambda own: own.isoformat() if hasattr(own, "isoformat") else own)(value)
-        for name, value in row.items()
-        if value is not None and name != "unreadable"
-    }
-    return {"id": plain.pop("image_id")} | plain
+def described(part: pa.Table, vectors: np.ndarray, bias: np.ndarray | None, owner: str) -> list[dict]:
+    """Rows of the catalog in the types of JSON, with their vectors; what is missing is left out."""
+    rows = []
+    for at, row in enumerate(part.to_pylist()):
+        plain = {name: as_json(value) for name, value in row.items() if value is not None and name != "unreadable"}
+        plain |= {} if bias is None else {"bias": float(bias[at])}
+        rows.append(plain | {"id": plain.pop("image_id"), milvus.VECTOR: vectors[at], "gallery": owner})
+    return rows
+
+
+def as_json(value):
+    """Dates and times as ISO 8601, bytes in hexadecimal digits."""
+    if isinstance(value, bytes):
+        return value.hex()
+    return value.isoformat() if hasattr(value, "isoformat") else value

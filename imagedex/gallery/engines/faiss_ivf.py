@@ -9,7 +9,6 @@ passed over. Vectors without clusters end with nearly all cells visited: slow, b
     folder/faiss/index     one file: what it was made of, the keys, faiss' own bytes, and a checksum of all that
 """
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -22,7 +21,7 @@ import torch  # before faiss, always: both bring OpenMP, and torch's has to be t
 
 from imagedex.encoding.store import KEY_BYTES, as_scalars
 from imagedex.errors import UserError
-from imagedex.files import whole_file, writing_to
+from imagedex.files import TEMPORARY, CannotWrite, whole_file
 from imagedex.gallery.engines.index import AT_ONCE, Index, Pictures
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ FORMAT = "imagedex faiss 1"
 DIGEST = 16  # bytes
 TARGET = 0.99  # share of the true neighbours that the visited cells hold
 COSINE = 0.3  # of a drawn question with its picture
-QUESTIONS = 128
+QUESTIONS, MIXED = 128, 64
 DEPTHS = 2 ** np.arange(11)  # 1, 2, ..., 1024 neighbours
 TRAINED_ON = 64  # vectors a cell
 
@@ -41,7 +40,9 @@ def library():
     try:
         import faiss
     except ImportError as error:
-        raise UserError("--engine faiss needs faiss: pip install 'imagedex[faiss]'") from error
+        raise UserError(
+            "the engine faiss is not installed: pip install 'imagedex[faiss]', or give --engine exact"
+        ) from error
     # one pool of threads as large as torch's; on macOS two OpenMPs in one process do not bear more than one thread
     faiss.omp_set_num_threads(1 if sys.platform == "darwin" else torch.get_num_threads())
     return faiss
@@ -80,22 +81,30 @@ class FaissIndex(Index):
 
     def save(self) -> None:
         """One file, whole or not at all."""
-        with writing_to(self.path), whole_file(self.path) as target:
-            file = Digested(target)
-            file.write(json.dumps(self.record).encode() + b"\n")
-            for array in (self.keys, self.cells, self.visited):
-                np.save(file, array, allow_pickle=False)
-            self.faiss.write_index(self.index, self.faiss.PyCallbackIOWriter(file.write))
-            target.write(file.digest.digest())
+        for left in self.path.parent.glob(f".{self.path.name}.*{TEMPORARY}"):  # by a run that was killed
+            if time.time() - left.stat().st_mtime > 3600:
+                left.unlink(missing_ok=True)
+        try:
+            with whole_file(self.path) as target:
+                file = Digested(target)
+                file.write(json.dumps(self.record).encode() + b"\n")
+                for array in (self.keys, self.cells, self.visited):
+                    np.save(file, array, allow_pickle=False)
+                self.faiss.write_index(self.index, self.faiss.PyCallbackIOWriter(file.write))
+                target.write(file.digest.digest())
+        except OSError as error:
+            raise CannotWrite(f"{self.path} cannot be written: {error.strerror}") from error
 
     # following the gallery
 
-    def prepare(self, pictures: Pictures, rows: np.ndarray) -> None:
+    def prepare(self, pictures: Pictures, rows: np.ndarray) -> bool:
         if self.index is not None and self.record["maker"] != pictures.maker:
             logger.warning("%s is of another gallery; it is made anew", self.path)
             self.index = None
-        if self.index is None or not self.record["trained"] / 2 <= len(rows) <= 2 * self.record["trained"]:
-            self._train(pictures, rows)
+        if self.index is not None and self.record["trained"] / 2 <= len(rows) <= 2 * self.record["trained"]:
+            return False
+        self._train(pictures, rows)
+        return True
 
     def _train(self, pictures: Pictures, rows: np.ndarray) -> None:
         """Cells of these vectors, and all of the vectors in them."""
@@ -124,13 +133,7 @@ class FaissIndex(Index):
 
     def _measured(self, pictures: Pictures, rows: np.ndarray) -> np.ndarray:
         """How many cells hold `TARGET` of the neighbours of drawn questions, for each of `DEPTHS`."""
-        rng, size = np.random.default_rng(1), pictures.rows.row("vectors", rows[0]).shape[0]
-        near = rng.choice(rows, QUESTIONS)
-        noise = rng.standard_normal((QUESTIONS, size))
-        pull = COSINE / (1 - COSINE**2) ** 0.5
-        noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-        drawn = pull * pictures.rows.array("vectors", near).astype(np.float32) + noise
-        asked = pictures.asked(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+        asked = drawn_questions(pictures, rows)
         neighbours = self._cells_of_neighbours(pictures, rows, asked)
         order = np.argsort(-(asked @ self.centroids().T), axis=1, kind="stable")
         rank = np.argsort(order, axis=1)
@@ -210,6 +213,19 @@ class FaissIndex(Index):
         bits = np.zeros(size, bool)
         bits[chosen] = True
         return self.faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
+
+
+def drawn_questions(pictures: Pictures, rows: np.ndarray, seed: int = 1) -> np.ndarray:
+    """`QUESTIONS` vectors as they are asked, at a cosine of `COSINE` from pictures; the rest of each is a mixture of others with
+    random signs, and so lies in the directions in which pictures differ."""
+    rng = np.random.default_rng(seed)
+    near, others = (pictures.rows.array("vectors", rng.choice(rows, size)).astype(np.float32)
+                    for size in (QUESTIONS, (QUESTIONS * MIXED)))  # fmt: skip
+    signs = rng.choice(np.array([-1, 1], np.float32), (QUESTIONS, MIXED, 1))
+    rest = (others.reshape(QUESTIONS, MIXED, -1) * signs).sum(1)
+    rest -= (rest * near).sum(1, keepdims=True) * near
+    rest /= np.linalg.norm(rest, axis=1, keepdims=True) + 1e-12
+    return pictures.asked(COSINE * near + (1 - COSINE**2) ** 0.5 * rest)
 
 
 class Digested:

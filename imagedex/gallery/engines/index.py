@@ -60,12 +60,16 @@ class Index(ABC):
     """Each vector in it has an id, a number from 0 on or any other int64 that stands for its key."""
 
     few = FEW
+    pictures: Pictures | None = None  # which it follows
 
     # what an engine brings
 
     @abstractmethod
-    def prepare(self, pictures: Pictures, rows: np.ndarray) -> None:
-        """Before it follows: made anew where it is of another gallery, or no longer suits this one. Args: rows, one a key."""
+    def prepare(self, pictures: Pictures, rows: np.ndarray) -> bool:
+        """Before it follows: made anew where it is of another gallery, or no longer suits this one; whether it was.
+
+        Args: rows, one a key.
+        """
 
     @abstractmethod
     def lacking(self, keys: np.ndarray) -> np.ndarray:
@@ -103,8 +107,8 @@ class Index(ABC):
 
         first = pictures.contents
         keys = pictures.keys[first]
-        self.prepare(pictures, first)
-        changed = self.delete_others(keys) > 0
+        changed = self.prepare(pictures, first)
+        changed |= self.delete_others(keys) > 0
         new = first[self.lacking(keys)]
         with tqdm(total=len(new), desc="index", unit="vectors", disable=not progress or not len(new)) as bar:
             for at in range(0, len(new), AT_ONCE):

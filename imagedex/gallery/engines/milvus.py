@@ -20,7 +20,7 @@ import numpy as np
 
 from imagedex.encoding.store import BROKEN, read_checked, with_checksum
 from imagedex.errors import UserError
-from imagedex.files import CannotWrite, write_atomically, writing_to
+from imagedex.files import write_atomically, writing_to
 from imagedex.gallery.engines.index import Index, Pictures
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,9 @@ def library():
     try:
         import pymilvus
     except ImportError as error:
-        raise UserError(f"Milvus needs pymilvus ({error.name} is missing): pip install 'imagedex[milvus]'") from error
+        raise UserError(
+            f"Milvus is not installed ({error.name} is missing): pip install 'imagedex[milvus]', or give --engine exact"
+        ) from error
     for name in ("pymilvus", "milvus_lite", "grpc._server"):  # what fails is said in one line, by us
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return pymilvus
@@ -143,7 +145,7 @@ class MilvusIndex(Index):
             else "imagedex_"
         )
 
-    def prepare(self, pictures: Pictures, rows: np.ndarray) -> None:
+    def prepare(self, pictures: Pictures, rows: np.ndarray) -> bool:
         prefix, size = self._prefix(), pictures.widened(rows[:1]).shape[1]
         self.collection = prefix + short(pictures.maker, str(size))
         with speaking_to(self.place):
@@ -151,10 +153,12 @@ class MilvusIndex(Index):
                 if name.startswith(prefix) and name != self.collection and len(name) == len(self.collection):
                     logger.warning("Milvus: %s is of another model; it is made anew", name)
                     self.client.drop_collection(name)
-            if not self.client.has_collection(self.collection):
+            new = not self.client.has_collection(self.collection)
+            if new:
                 self._create(size)
             self.client.load_collection(self.collection)
             self.held = self._ids_held(self.ids_of(pictures.keys[rows]))
+        return new
 
     def _create(self, size: int) -> None:
         kinds = library().DataType

@@ -19,12 +19,12 @@ NAMES = "auto, exact, faiss, milvus or milvus:URI"
 
 def checked(engine: str) -> str:
     """Raises `UserError` for an engine that there is not, or whose package is missing. Returns it as it is kept."""
-    name, _, uri = engine.partition(":")
+    name, colon, uri = engine.partition(":")
     if name == "milvus":
         from imagedex.gallery.engines import milvus
 
         milvus.library()
-        return f"milvus:{milvus.absolute(uri)}" if uri else "milvus"
+        return f"milvus:{milvus.absolute(uri)}" if colon else "milvus"
     if engine not in ("auto", "exact", "faiss"):
         raise UserError(f"--engine {engine!r}: there are {NAMES}")
     if engine == "faiss":
@@ -35,7 +35,10 @@ def checked(engine: str) -> str:
 
 
 class Searcher:
-    """The engine of one gallery. Args: engine, as on the command line."""
+    """The engine of one gallery.
+
+    Args: engine, as on the command line. Raises `UserError` for one that there is not.
+    """
 
     def __init__(self, folder: Path, engine: str = "auto"):
         self.folder, self.engine = folder, checked(engine)
@@ -75,19 +78,21 @@ class Searcher:
         return self.engine
 
     def follow(self, pictures: Pictures, progress: bool = False) -> Index | None:
-        """Brings the engine's index in step with the gallery; None: exact search has none. What cannot be written is kept for this
-        run alone: the gallery is the truth, and the next one makes up for it."""
+        """The engine's index, in step with the gallery; None: exact search has none. What cannot be written is kept for this run
+        alone: the gallery is the truth, and the next run makes up for it."""
         name = self._named(len(pictures))
         if name == "exact" or not len(pictures):
             self._index = None
             return None
         index = self._made(name)
-        if getattr(index, "pictures", None) is None or index.pictures.rows is not pictures.rows:
-            if index.follow(pictures, progress):
-                try:
-                    index.save()
-                except CannotWrite as error:
-                    logger.warning("%s; the index of %s is kept for this run alone", error, name)
+        if index.pictures is not None and index.pictures.rows is pictures.rows:
+            return index
+        changed = index.follow(pictures, progress)
+        try:
+            if changed:
+                index.save()
+        except CannotWrite as error:
+            logger.warning("%s; the index of %s is kept for this run alone", error, name)
         return index
 
     def search(self, queries: np.ndarray, pictures: Pictures, k: int, allowed: np.ndarray | None) -> list:
