@@ -33,6 +33,14 @@ def parser_of(name: str, description: str) -> Parser:
     return parser
 
 
+def add_engine(parser: Parser) -> None:
+    parser.add_argument(
+        "--engine", metavar="NAME",
+        help="exact, faiss, milvus (a file in the gallery) or milvus:URI (a cluster); auto: by the gallery's size "
+        "(default: the one it was last indexed with, at first auto)",
+    )  # fmt: skip
+
+
 def index_parser() -> Parser:
     parser = parser_of(
         "index",
@@ -50,6 +58,7 @@ def index_parser() -> Parser:
     parser.add_argument(
         "--num_workers", type=not_negative, default=default_workers(), help="processes that decode pictures"
     )
+    add_engine(parser)
     parser.add_argument("--json", action="store_true", help="print what changed as one JSON object")
     return parser
 
@@ -116,6 +125,7 @@ def search_parser() -> Parser:
         "--keep", type=float, metavar="SHARE",
         help="leave out what probably does not match: 0.9 keeps the right picture of nine in ten sentences",
     )  # fmt: skip
+    add_engine(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object: query, images, scores")
     parser.add_argument("--sheet", metavar="FILE", help="draw what was found into a .jpg or .png")
     parser.add_argument("--open", action="store_true", help="show what was found")
@@ -170,9 +180,13 @@ def shielded(argv: list[str]) -> list[str]:
 
 def export_parser() -> Parser:
     parser = parser_of(
-        "export", "Writes a gallery's catalog and vectors as one Parquet file, for DuckDB, Spark, Ray, Milvus, ..."
+        "export",
+        "Writes a gallery's catalog and vectors as one Parquet file, for DuckDB, Spark, Ray, Milvus, ..., or into Milvus.",
     )
-    parser.add_argument("--to", metavar="FILE", required=True, help="a .parquet file")
+    parser.add_argument(
+        "--to", metavar="FILE", required=True,
+        help="a .parquet file, or milvus:URI (http://HOST:19530, or FILE.db; #NAME after it names the collection)",
+    )  # fmt: skip
     return parser
 
 
@@ -184,7 +198,7 @@ def export(argv: list[str]) -> None:
         raise UserError(
             f"--gallery {folder}: there is no gallery; make one with: imagedex index PHOTOS --gallery {folder}"
         )
-    written = opened(folder, args).export(args.to)
+    written = opened(folder, args).export(args.to, progress=True)
     print(f"{written} pictures: {args.to}")
 
 
@@ -195,6 +209,7 @@ def serve_parser() -> Parser:
     parser.add_argument(
         "--second", metavar="FOLDER", help="a gallery of the same pictures and another model, to compare with"
     )
+    add_engine(parser)
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (default: this machine alone)")
     parser.add_argument("--port", type=positive, default=7860, help="default: 7860")
     return parser
@@ -209,7 +224,7 @@ def serve(argv: list[str]) -> None:
         raise UserError(f"the page needs an extra ({error.name} is missing): pip install 'imagedex[demo]'") from error
     galleries = [opened(required(args.gallery, "--gallery"), args)]
     if args.second:
-        args.model = None
+        args.model = args.engine = None
         galleries.append(opened(args.second, args))
     for gallery in galleries:
         if not len(gallery):
@@ -253,6 +268,7 @@ def cached_gallery(photos: str, model: str | None) -> Path:
 
 def opened(folder, args, vector_type: str | None = None):
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    logging.getLogger("faiss").setLevel(logging.WARNING)
     from transformers.utils import logging as theirs
 
     theirs.set_verbosity_error()
@@ -260,5 +276,6 @@ def opened(folder, args, vector_type: str | None = None):
     from imagedex.gallery.gallery import Gallery
 
     return Gallery.open(
-        folder, args.model, device=args.device, vector_type=vector_type, trust_remote_code=args.trust_remote_code
-    )
+        folder, args.model, device=args.device, vector_type=vector_type, trust_remote_code=args.trust_remote_code,
+        engine=getattr(args, "engine", None),
+    )  # fmt: skip

@@ -63,6 +63,7 @@ class Header:
         model: as it was named. maker: its fingerprints, see `imagedex.encoding.store`. files: of the model's files names, sizes
             and times, by which it is known again without a look at its weights.
         vector_type: "float32" or "float16". cut_off: see `imagedex.gallery.cut_off`; {} where none was calibrated.
+        engine: which searches it, see `imagedex.gallery.engines.searcher`.
     """
 
     model: str
@@ -71,6 +72,7 @@ class Header:
     vector_type: str = "float32"
     roots: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
+    engine: str = "auto"
 
 
 def read(folder: Path) -> tuple[Header, pa.Table] | None:

@@ -3,6 +3,7 @@
 folder/
   catalog.parquet     what is in it, see `imagedex.gallery.catalog`: readable with pandas, DuckDB, ...
   vectors/            the vectors by the hash of a picture's content, see `imagedex.encoding.store`
+  faiss/, milvus.*    indexes made of these, see `imagedex.gallery.engines`: what is missing there is made again
 
 A picture that is renamed, or lies there twice, is encoded once. What is removed leaves the catalog at once and the disk when a
 fifth of it would be such rows.
@@ -18,15 +19,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
 from imagedex.encoding.store import ROWS_PER_SHARD, Store
 from imagedex.encoding.vectors import encode_texts, image_vector_batches
 from imagedex.errors import UserError
-from imagedex.files import Lock, clear_leftovers, whole_file
-from imagedex.gallery import catalog, compaction, exact, filters, scanning
+from imagedex.files import Lock, clear_leftovers
+from imagedex.gallery import catalog, compaction, exporting, filters, scanning
+from imagedex.gallery.engines.index import Pictures
+from imagedex.gallery.engines.searcher import Searcher
 from imagedex.gallery.model import DEFAULT_MODEL, GalleryModel
 from imagedex.gallery.pictures import IndexedPictures, PlacedPictures, open_picture
 from imagedex.gallery.processes import Processes
@@ -61,22 +63,26 @@ class Gallery:
     hidden: tuple[str, ...] = ()
 
     def __init__(
-        self, folder: Path, model: GalleryModel, header: catalog.Header | None, table: pa.Table, vector_type: str
-    ):
+        self, folder: Path, model: GalleryModel, header: catalog.Header | None, table: pa.Table, vector_type: str,
+        engine: str | None = None,
+    ):  # fmt: skip
         self.folder, self.model, self.header, self.table, self.vector_type = folder, model, header, table, vector_type
         self._store: Store | None = None
         self._searched: tuple | None = None
+        self.searcher = Searcher(folder, engine or (header.engine if header else "auto"))
 
     @classmethod
     def open(
         cls, folder: str | Path, model: str | None = None, *, device: str | None = None, vector_type: str | None = None,
-        trust_remote_code: bool = False,
+        trust_remote_code: bool = False, engine: str | None = None,
     ) -> "Gallery":  # fmt: skip
         """Opens a gallery, or begins one where there is none: its folder is made when the first picture is added.
 
         Args:
             model: a dual encoder's folder or Hub id; by default the gallery's own, and of a new one SigLIP 2.
             vector_type: "float32" or "float16", which takes half the room; of a new gallery.
+            engine: "auto", "exact", "faiss", "milvus" or "milvus:URI", see `imagedex.gallery.engines`; by default the one that it
+                was last filled with.
 
         Raises:
             UserError: a broken gallery, or one of another model.
@@ -101,7 +107,7 @@ class Gallery:
             logger.warning("no model was named, so %s is taken", DEFAULT_MODEL)
         name = model or (header.model if header else DEFAULT_MODEL)
         opened = GalleryModel(name, device, trust_remote_code, header)
-        gallery = cls(folder, opened, header, table, header.vector_type if header else vector_type or "float32")
+        gallery = cls(folder, opened, header, table, header.vector_type if header else vector_type or "float32", engine)
         if header and opened.name != header.model and opened.maker != header.maker:
             raise UserError(
                 f"the gallery {folder} is of {header.model}; {model} would see its pictures otherwise: make another"
@@ -180,6 +186,7 @@ class Gallery:
         header = catalog.Header(self.model.name, self.model.maker, self.model.files, self.vector_type)
         if self.header:  # a copy: what ends in an error changes nothing
             header = replace(self.header, files=self.model.files)
+        header.engine = self.searcher.ready()
         roots, changes, places = catalog.Roots(dict(header.roots)), scanning.Changes(), []
         known = list(zip(self.table["image_id"].to_pylist(), self.table["root"].to_pylist(), strict=True))
         for source in sources:
@@ -212,7 +219,7 @@ class Gallery:
         changes.unreadable = {row["image_id"]: row["unreadable"] for row in ours.to_pylist() if row["unreadable"]}
         self.header = header
         if processes.is_first:
-            self._commit(table)
+            self._commit(table, progress)
         processes.joined({})
         self.table = table
         self._store = self._searched = None
@@ -276,27 +283,17 @@ class Gallery:
 
         self.store.fill(keys, encode, batch_size, processes.share, ROWS_PER_SHARD)
 
-    def _commit(self, table: pa.Table) -> None:
+    def _commit(self, table: pa.Table, progress: bool = False) -> None:
         catalog.write(self.folder, self.header, table)
         self.table, self._searched = table, None
         compaction.compact(self.store, catalog.keys_of(table)[self.readable])
+        if self.searcher.engine != "exact":
+            self.searcher.follow(self._pictures(), progress)
 
-    def export(self, path: str | Path) -> int:
-        """Writes the catalog with each picture's vector (a list of float32) as one Parquet file; how many pictures it holds."""
-        path = Path(path).expanduser()
-        if path.suffix != ".parquet" or path.is_dir():
-            raise UserError(f"{path}: give the name of a .parquet file")
-        table, rows, _, _ = self._searchable()
-        with whole_file(path) as file:
-            size = rows.array("vectors", [0]).shape[1] if len(rows) else 0
-            schema = table.schema.append(pa.field("vector", pa.list_(pa.float32(), size)))
-            with pq.ParquetWriter(file, schema) as writer:
-                for start in range(0, len(rows), ROWS_PER_SHARD):
-                    part = table.slice(start, ROWS_PER_SHARD)
-                    flat = rows.array("vectors", slice(start, start + len(part))).astype(np.float32).reshape(-1)
-                    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), size)
-                    writer.write_table(part.append_column(schema.field("vector"), vectors))
-        return len(rows)
+    def export(self, to: str | Path, progress: bool = False) -> int:
+        """Writes the catalog with each picture's vector (a list of float32) as one Parquet file, or into Milvus (milvus:URI); how
+        many pictures there are."""
+        return exporting.export(self._searchable()[0], self._pictures(), self.folder, to, progress)
 
     # search
 
@@ -338,11 +335,11 @@ class Gallery:
         """Args: vectors (Q, D) float32 of length 1."""
         if top_k < 1:
             raise UserError(f"top_k {top_k}: must be 1 or more")
-        table, rows, names, bias = self._searchable()
+        table, pictures = self._searchable()[0], self._pictures()
         allowed = None if where is None else filters.allowed(table.drop_columns(list(self.hidden)), where)
         least = self._least_scores(vectors, keep)
         blocks = [vectors[at : at + QUERIES_AT_ONCE] for at in range(0, len(vectors), QUERIES_AT_ONCE)]
-        found = [one for block in blocks for one in exact.search(block, rows, names, top_k, allowed, bias=bias)]
+        found = [one for block in blocks for one in self.searcher.search(block, pictures, top_k, allowed)]
         return [
             [self._found(table, row, score) for row, score in answer if score >= lowest]
             for answer, lowest in zip(found, least, strict=True)
@@ -381,6 +378,10 @@ class Gallery:
             biased = len(rows) and "bias" in self.store.shards[0].fields
             self._searched = table, rows, table["image_id"].to_pylist(), "bias" if biased else None
         return self._searched
+
+    def _pictures(self) -> Pictures:
+        table, rows, names, bias = self._searchable()
+        return Pictures(catalog.keys_of(table), rows, names, bias, f"{self.store.fingerprint} {self.vector_type}")
 
     @staticmethod
     def _found(table: pa.Table, row: int, score: float) -> Found:
