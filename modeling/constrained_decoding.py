@@ -77,7 +77,7 @@ def rank_identifiers(
             `encoder_outputs` and `attention_mask`; `synced_gpus` where processes have to call the model equally often.
         num_beams: beams a query, at most the number of identifiers is used.
         k: how many to return (num_beams without); no more than `num_beams` of them can be found.
-        over: what the score is a log-probability over: "vocabulary", or faster, and another score, "children" (`Children`).
+        over: what the score is a log-probability over: "vocabulary", or faster, and another score, "children" (`Scores`).
 
     Returns:
         scores: (B, k) float32, descending; -inf where no further identifier was found.

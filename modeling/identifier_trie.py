@@ -173,12 +173,12 @@ class IdentifierTrie:
             self._words[depth] = slice(first, last + 1) if last - first < 2 * len(words) else words
         return self._words[depth]
 
-    def edges(self, nodes: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The edges from each node, in a shape that does not depend on how many it has: (...,) nodes -> edges (..., width), and
-        (..., width) bool which of them there are."""
+    def following(self, nodes: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What may follow each node, in a shape that does not depend on how much it is: (...,) nodes -> tokens (..., width), in
+        the order of the edges, and (..., width) bool which of them there are."""
         starts, ends = self.child_offsets[nodes], self.child_offsets[nodes + 1]
         edges = starts[..., None] + torch.arange(width, device=nodes.device)
-        return edges.clamp(max=len(self.child_tokens) - 1), edges < ends[..., None]
+        return self.child_tokens[edges.clamp(max=len(self.child_tokens) - 1)], edges < ends[..., None]
 
     def tail(self, nodes: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The way on from nodes without a choice: (...,) nodes -> tokens (..., length), -1 behind the end, and the last nodes
