@@ -5,12 +5,17 @@ what the trie forbids is not renormalised away, and there is no length penalty.
 """
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from torch.nn import functional as F
+from transformers import LogitsProcessor, LogitsProcessorList, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import logging
 
+from .beam_search import search_identifiers
 from .identifier_trie import IdentifierTrie
 from .identifiers import Identifiers
 from .towers import evaluating
+
+logger = logging.get_logger(__name__)
 
 # `generate` marks beams that are copies, or do not end, by adding -1e9 to their score
 LEAST_SCORE = -1e8
@@ -54,17 +59,25 @@ class IdentifierConstraint(LogitsProcessor):
 
 @torch.no_grad()
 def rank_identifiers(
-    model, identifiers: Identifiers, inputs: dict, num_beams: int, k: int | None = None
+    model,
+    identifiers: Identifiers,
+    inputs: dict,
+    num_beams: int,
+    k: int | None = None,
+    over: str = "vocabulary",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best identifiers for each query by constrained beam search in the model's own `generate`.
+    """The best identifiers for each query by constrained beam search.
 
-    With at least as many beams as there are identifiers the ranking is the exhaustive one (`score_identifiers`).
+    With at least as many beams as there are identifiers the ranking is the exhaustive one (`score_identifiers`). A T5
+    (CodebookT5, VisionGroundedT5) is searched by `search_identifiers`; any other encoder-decoder, and one whose parameters are
+    sharded (FSDP2), by its own `generate`, which finds the same and takes longer.
 
     Args:
-        model: an encoder-decoder with `generate` (T5, CodebookT5, VisionGroundedT5).
-        inputs: what its `generate` takes, for B queries: `input_ids` and `attention_mask`, or `pixel_values`, ...
+        inputs: what the model's `generate` takes, for B queries: `input_ids` and `attention_mask`, or `pixel_values`, or
+            `encoder_outputs` and `attention_mask`; `synced_gpus` where processes have to call the model equally often.
         num_beams: beams a query, at most the number of identifiers is used.
         k: how many to return (num_beams without); no more than `num_beams` of them can be found.
+        over: what the score is a log-probability over: "vocabulary", or faster, and another score, "children" (`Scores`).
 
     Returns:
         scores: (B, k) float32, descending; -inf where no further identifier was found.
@@ -75,41 +88,67 @@ def rank_identifiers(
     k = num_beams if k is None else k
     if num_beams < 1 or k < 1:
         raise ValueError(f"num_beams and k must be 1 or more, got {num_beams} and {k}")
+    if over not in ("vocabulary", "children"):
+        raise ValueError(f'over={over!r} is neither "vocabulary" nor "children"')
     beams = min(num_beams, len(identifiers))
-    returned = min(k, beams)
-    pad = _token_id(model, "pad_token_id")
-    constraint = IdentifierConstraint(identifiers.trie, 1, pad)
-    search = {"num_beams": beams, "num_return_sequences": returned, "length_penalty": 0.0, "early_stopping": False}
+    search = _by_our_beams if searchable(model, inputs) else _by_generate
     with evaluating(model):
-        output = model.generate(
-            **inputs,
-            **(search | {"output_scores": True} if beams > 1 else {"num_beams": 1, "output_logits": True}),
-            do_sample=False,
-            min_length=0,
-            max_new_tokens=identifiers.max_length,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            decoder_start_token_id=_token_id(model, "decoder_start_token_id"),
-            eos_token_id=identifiers.eos_token_id,
-            pad_token_id=pad,
-            logits_processor=LogitsProcessorList([constraint]),
-            return_dict_in_generate=True,
-        )
-    written = output.sequences[:, 1:]
-    found = output.sequences_scores if beams > 1 else _greedy_scores(output.logits, written, identifiers.eos_token_id)
-    trie = identifiers.trie.to(written.device)
-    found_rows = trie.rows_of(trie.walk(written, hold=True)).view(-1, returned)
-    found = found.float().view(-1, returned)
+        found, found_rows = search(model, identifiers, inputs, beams, over)
+    found, found_rows = found[:, :k], found_rows[:, :k]
     valid = (found > LEAST_SCORE) & (found_rows >= 0)
     if not valid.any(1).all():
         raise FloatingPointError(
             "the model gives no identifier a score but NaN or infinity; its weights or its precision are broken"
         )
-    scores = torch.full((len(found), k), -torch.inf, device=found.device)
-    rows = torch.full((len(found), k), -1, dtype=torch.int64, device=found.device)
-    scores[:, :returned] = torch.where(valid, found, -torch.inf)
-    rows[:, :returned] = torch.where(valid, found_rows, -1)
-    return scores, rows
+    behind = (0, k - found.shape[1])
+    scores = F.pad(torch.where(valid, found, -torch.inf), behind, value=-torch.inf)
+    return scores, F.pad(torch.where(valid, found_rows, -1), behind, value=-1)
+
+
+def searchable(model, inputs: dict) -> bool:
+    """Whether `search_identifiers` can decode in this model: a T5 whose layers can be called one by one."""
+    if not isinstance(model, T5ForConditionalGeneration):
+        logger.warning_once(
+            f"{type(model).__name__} is no T5ForConditionalGeneration: its identifiers are searched by its own generate, "
+            "which takes longer"
+        )
+        return False
+    spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+    return not (spread or inputs.get("synced_gpus") or any(hasattr(p, "full_tensor") for p in model.parameters()))
+
+
+def _by_our_beams(model, identifiers: Identifiers, inputs: dict, beams: int, over: str):
+    _check_vocabulary(identifiers.trie, model.config.vocab_size)
+    states, mask = _encode(model, {name: value for name, value in inputs.items() if name != "synced_gpus"})
+    trie = identifiers.trie.to(states.device)
+    start = _token_id(model, "decoder_start_token_id")
+    return search_identifiers(model, trie, states, mask, beams, start, over)
+
+
+def _by_generate(model, identifiers: Identifiers, inputs: dict, beams: int, over: str):
+    """As `search_identifiers`, by the model's own `generate`."""
+    if over != "vocabulary":
+        raise ValueError(f'over={over!r} needs a T5 in one place; {type(model).__name__} is searched by generate here')
+    pad = _token_id(model, "pad_token_id")
+    search = {"num_beams": beams, "num_return_sequences": beams, "length_penalty": 0.0, "early_stopping": False}
+    output = model.generate(
+        **inputs,
+        **(search | {"output_scores": True} if beams > 1 else {"num_beams": 1, "output_logits": True}),
+        do_sample=False,
+        min_length=0,
+        max_new_tokens=identifiers.max_length,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        decoder_start_token_id=_token_id(model, "decoder_start_token_id"),
+        eos_token_id=identifiers.eos_token_id,
+        pad_token_id=pad,
+        logits_processor=LogitsProcessorList([IdentifierConstraint(identifiers.trie, 1, pad)]),
+        return_dict_in_generate=True,
+    )
+    written = output.sequences[:, 1:]
+    found = output.sequences_scores if beams > 1 else _greedy_scores(output.logits, written, identifiers.eos_token_id)
+    trie = identifiers.trie.to(written.device)
+    return found.float().view(-1, beams), trie.rows_of(trie.walk(written, hold=True)).view(-1, beams)
 
 
 @torch.no_grad()
@@ -159,12 +198,19 @@ def _greedy_scores(logits: tuple[torch.Tensor, ...], written: torch.Tensor, eos_
 
 
 def _encode(model, inputs: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Encoder states (B, S, d) and their mask (B, S)."""
+    """Encoder states (B, S, d) and their mask (B, S). As `generate` has it: what a Trainer passes along as targets is left out,
+    and sentences without a mask are read as far as their padding."""
+    inputs = {name: value for name, value in inputs.items() if name != "labels" and not name.startswith("target_")}
+    mask = inputs.get("attention_mask")
+    if inputs.get("encoder_outputs") is not None:
+        return inputs["encoder_outputs"][0], mask
     if hasattr(model, "encode"):
         output, mask = model.encode(**inputs)
         return output.last_hidden_state, mask
-    output = model.get_encoder()(**inputs, return_dict=True)
-    return output.last_hidden_state, inputs.get("attention_mask")
+    if mask is None and inputs.get("input_ids") is not None:
+        mask = inputs["input_ids"] != _token_id(model, "pad_token_id")
+    output = model.get_encoder()(**inputs | {"attention_mask": mask}, return_dict=True)
+    return output.last_hidden_state, mask
 
 
 def _check_vocabulary(trie: IdentifierTrie, vocab_size: int) -> None:

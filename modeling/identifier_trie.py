@@ -6,12 +6,38 @@ and no array of targets is needed (the same idea as STATIC, arXiv 2602.22647):
     child_offsets (nodes + 1,)  the edges of node n are child_offsets[n] .. child_offsets[n + 1] - 1
     child_tokens  (nodes - 1,)  the token on each edge, ascending among the edges of one node
     rows          (nodes,)      the picture's row at the node behind its end-of-sequence token, -1 elsewhere
+
+Breadth first also means that the nodes of one depth lie together: what is known of a whole level is kept as plain numbers, so
+that a search can choose its shapes without asking the device.
 """
+
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
 ROOT, DEAD = 0, -1
+
+
+@dataclass(frozen=True)
+class Level:
+    """The nodes of one depth.
+
+    Attributes:
+        start, end: they are the nodes start .. end - 1.
+        inner: how many of them go on, and do not end an identifier.
+        width: the most children that one of them has.
+        ends: whether a child of one of them ends an identifier.
+        tail: the most tokens that one of them may still be followed by, where none of them has a choice any more; else 0.
+    """
+
+    start: int
+    end: int
+    inner: int
+    width: int
+    ends: bool
+    tail: int
 
 
 class IdentifierTrie:
@@ -27,7 +53,7 @@ class IdentifierTrie:
         counts = child_offsets[1:] - child_offsets[:-1]
         parents = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
         self._keys = parents * self.vocab_size + child_tokens  # ascending, because nodes are numbered breadth first
-        self._copies = {rows.device: self}
+        self._copies, self._words = {rows.device: self}, {}
 
     @classmethod
     def from_sequences(cls, tokens, offsets, eos_token_id: int, names=None) -> "IdentifierTrie":
@@ -90,13 +116,80 @@ class IdentifierTrie:
         """The trie on that device; the copy is kept, so that asking again costs nothing."""
         device = torch.empty(0, device=device).device  # "cuda" -> cuda:0
         if device not in self._copies:
-            self._copies[device] = IdentifierTrie(*(t.to(device) for t in self.arrays))
-            self._copies[device]._copies = self._copies
+            copy = IdentifierTrie(*(t.to(device) for t in self.arrays))
+            copy._copies, copy.bounds, copy.levels = self._copies, self.bounds, self.levels
+            copy.tails = self.tails.to(device)
+            self._copies[device] = copy
         return self._copies[device]
 
     @property
     def arrays(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return self.child_offsets, self.child_tokens, self.rows
+
+    @cached_property
+    def bounds(self) -> list[tuple[int, int]]:
+        """For each depth (first node, last node + 1), the root's first; the last one has ends of identifiers alone."""
+        bounds, (start, end) = [], (ROOT, ROOT + 1)
+        while start < end:
+            bounds.append((start, end))
+            start, end = (self.child_offsets[[start, end]] + 1).tolist()
+        return bounds
+
+    @cached_property
+    def tails(self) -> torch.Tensor:
+        """(nodes,) tokens that follow where nothing is to be chosen any more, end-of-sequence included; 0 at an end, and where
+        there is a choice."""
+        tails = torch.zeros_like(self.rows)
+        for start, end in reversed(self.bounds[:-1]):
+            nodes = torch.arange(start, end, device=self.device)
+            only = self.child_offsets[nodes + 1] - self.child_offsets[nodes] == 1
+            child = (self.child_offsets[nodes] + 1).clamp(max=len(self) - 1)
+            forced = only & ((self.rows[child] >= 0) | (tails[child] > 0))
+            tails[start:end] = torch.where(forced, tails[child] + 1, 0)
+        return tails
+
+    @cached_property
+    def levels(self) -> list[Level]:
+        """All depths whose nodes may go on, the root's first."""
+        levels, counts = [], self.child_offsets[1:] - self.child_offsets[:-1]
+        for (start, end), (first, last) in zip(self.bounds, self.bounds[1:], strict=False):
+            inner = self.rows[start:end] < 0
+            tails, ends = self.tails[start:end][inner], (self.rows[first:last] >= 0).any()
+            tail = int(tails.max()) if tails.min() > 0 else 0
+            levels.append(Level(start, end, int(inner.sum()), int(counts[start:end].max()), bool(ends), tail))
+        return levels
+
+    @cached_property
+    def shortest(self) -> int:
+        """Tokens of the shortest identifier, end-of-sequence included."""
+        return 1 + next(depth for depth, level in enumerate(self.levels) if level.ends)
+
+    def words(self, depth: int) -> slice | torch.Tensor:
+        """The tokens on all edges from the nodes of one depth, ascending; a slice where they lie close together."""
+        if depth not in self._words:
+            start, end = self.bounds[depth + 1]
+            words = self.child_tokens[start - 1 : end - 1].unique()
+            first, last = words[[0, -1]].tolist()
+            self._words[depth] = slice(first, last + 1) if last - first < 2 * len(words) else words
+        return self._words[depth]
+
+    def following(self, nodes: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What may follow each node, in a shape that does not depend on how much it is: (...,) nodes -> tokens (..., width), in
+        the order of the edges, and (..., width) bool which of them there are."""
+        starts, ends = self.child_offsets[nodes], self.child_offsets[nodes + 1]
+        edges = starts[..., None] + torch.arange(width, device=nodes.device)
+        return self.child_tokens[edges.clamp(max=len(self.child_tokens) - 1)], edges < ends[..., None]
+
+    def tail(self, nodes: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The way on from nodes without a choice: (...,) nodes -> tokens (..., length), -1 behind the end, and the last nodes
+        (...,)."""
+        tokens = []
+        for _ in range(length):
+            edges = self.child_offsets[nodes].clamp(max=len(self.child_tokens) - 1)
+            goes_on = self.rows[nodes] < 0
+            tokens.append(torch.where(goes_on, self.child_tokens[edges], -1))
+            nodes = torch.where(goes_on, edges + 1, nodes)
+        return torch.stack(tokens, dim=-1), nodes
 
     def step(self, nodes: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """One token further: (M,) nodes and (M,) tokens -> (M,) nodes, -1 where there is no such edge."""

@@ -145,6 +145,7 @@ def test_copies_and_unfinished_beams_that_generate_fills_up_with_are_dropped(mod
         "sequences_scores": torch.tensor([-3.0, -5.0, -1e9, -1e9 - 64]),
     }
     monkeypatch.setattr(model, "generate", lambda **kwargs: SimpleNamespace(**output))
+    monkeypatch.setattr("imagedex.modeling.constrained_decoding.searchable", lambda *_: False)
     scores, rows = rank_identifiers(model, identifiers, inputs, num_beams=4)
     assert rows.tolist() == [[3, 4, -1, -1]] and scores.tolist() == [[-3.0, -5.0, -torch.inf, -torch.inf]]
 
