@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import safetensors.numpy
 import yaml
 from transformers import ViTConfig, ViTModel
 
@@ -247,15 +248,13 @@ def test_a_pretrained_tower_and_a_trained_model_with_another_image_processor(cal
 
 @pytest.mark.parametrize("missing", ["identifiers.json", "identifiers.safetensors", "both"])
 @pytest.mark.parametrize("script", [run_dsi, run_image_indexing])
-def test_a_model_without_its_identifiers_is_not_judged(call, tmp_path, monkeypatch, script, missing):
+def test_a_model_without_its_identifiers_is_not_judged(call, tmp_path, script, missing):
     """Today's new ones would name nothing that it has learned."""
     model = tmp_path / "model"
     CodebookT5Config(vocab_size=20).save_pretrained(model)
-    for name in {"identifiers.json", "identifiers.safetensors"} - {missing}:
-        (model / name).write_text("{}")
-    if missing == "both":
-        (model / "identifiers.json").unlink()
-        (model / "identifiers.safetensors").unlink()
+    contents = {"identifiers.json": b"{}", "identifiers.safetensors": safetensors.numpy.save({})}
+    for name in set() if missing == "both" else contents.keys() - {missing}:
+        (model / name).write_bytes(contents[name])
     named = {
         "model_name_or_path": str(model),
         "model_type": None,
