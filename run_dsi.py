@@ -55,7 +55,7 @@ def main(argv=None, prog=None):
 
     logs.setup_logging(args)
     data_args.require_corpus()
-    kind = check_model(model_args, t5_args)
+    kind = check_model(model_args, t5_args, data_args.image_size, needs_identifiers=not args.do_train)
     life = run.Run(args, *given[:-1])
     if life.finished:
         return results.say_again(life)

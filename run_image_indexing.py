@@ -51,7 +51,8 @@ def main(argv=None, prog=None):
     data_args.require_corpus()
     indexing_args.check(args)
     captioning = indexing_args.objective == "caption"
-    kind = check_model(model_args, t5_args, indexing=True)
+    judged = not (args.do_train or captioning)
+    kind = check_model(model_args, t5_args, data_args.image_size, indexing=True, needs_identifiers=judged)
     life = run.Run(args, *given[:-1])
     if life.finished:
         return results.say_again(life)

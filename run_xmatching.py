@@ -40,7 +40,7 @@ def main(argv=None, prog=None):
 
     logs.setup_logging(args)
     data_args.require_corpus()
-    check_towers(model_args, xmatching_args)
+    check_towers(model_args, xmatching_args, data_args.image_size)
     check_streaming(data_args, args)
     life = run.Run(args, model_args, xmatching_args, data_args)
     if life.finished:

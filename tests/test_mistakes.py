@@ -4,7 +4,9 @@ import json
 import shutil
 
 import pytest
+import safetensors.numpy
 import yaml
+from transformers import ViTConfig, ViTModel
 
 import imagedex.corpora
 import imagedex.corpora.indexed
@@ -14,6 +16,7 @@ import run_image_indexing
 import run_retrieval
 import run_xmatching
 from imagedex import endings
+from imagedex.configuration.configuration_codebook_t5 import CodebookT5Config
 from imagedex.errors import UserError
 
 VIT = {
@@ -200,6 +203,77 @@ CONFIGS = {
 def test_towers_that_cannot_be_built(call, tmp_path, case):
     config, parts = CONFIGS[case]
     refused(tmp_path, parts, lambda: call(run_xmatching, "--vision_config", json.dumps(config)))
+
+
+SWIN = {"model_type": "swin", "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "patch_size": 4}
+TOO_SMALL = {  # (tower, pixels a side)
+    "windows that do not fit": (SWIN | {"window_size": 7}, 48),
+    "windows larger than the picture": (SWIN | {"window_size": 12}, 40),
+    "one patch is larger": (VIT | {"patch_size": 64}, 48),
+    "another size is said": (VIT | {"image_size": 32, "patch_size": 8}, 48),
+    "layers halve it away": ({"model_type": "convnext", "hidden_sizes": [8] * 4, "depths": [1] * 4}, 20),
+}
+FITS = {
+    "windows that fit": (SWIN | {"window_size": 4}, 48),
+    "patches that leave an edge": (VIT | {"patch_size": 16}, 50),
+    "whatever the size": ({"model_type": "resnet", "hidden_sizes": [8], "depths": [1], "embedding_size": 8}, 37),
+}
+
+
+@pytest.mark.parametrize("script", RECIPES)
+@pytest.mark.parametrize("case", TOO_SMALL)
+def test_a_tower_that_cannot_read_pictures_of_that_size(call, tmp_path, case, script):
+    tower, side = TOO_SMALL[case]
+    parts = ["--vision_config", f"this {tower['model_type']} cannot read pictures of {side}x{side} pixels"]
+    refused(tmp_path, parts, lambda: call(script, vision_config=tower, image_size=side))
+
+
+@pytest.mark.parametrize("case", FITS)
+def test_a_tower_that_can(call, case):
+    tower, side = FITS[case]
+    with pytest.raises(CorpusReadError):
+        call(run_xmatching, vision_config=tower, image_size=side)
+
+
+def test_a_pretrained_tower_and_a_trained_model_with_another_image_processor(call, tmp_path, tiny_xmatching):
+    ViTModel(ViTConfig(**{**VIT, "model_type": "vit"}, image_size=32, patch_size=8)).save_pretrained(tmp_path / "vit")
+    other = ["--image_processor_config", json.dumps({"size": {"height": 24, "width": 24}})]
+    tower = {"vision_config": None, "image_size": None, "vision_model_name_or_path": str(tmp_path / "vit")}
+    parts = ["--vision_model_name_or_path", "24x24 pixels"]
+    refused(tmp_path, parts, lambda: call(run_xmatching, *other, **tower))
+    whole = {"vision_config": None, "text_config": None, "image_size": None, "model_name_or_path": str(tiny_xmatching)}
+    with pytest.raises(CorpusReadError):  # a ResNet
+        call(run_xmatching, *other, **whole)
+
+
+@pytest.mark.parametrize("missing", ["identifiers.json", "identifiers.safetensors", "both"])
+@pytest.mark.parametrize("script", [run_dsi, run_image_indexing])
+def test_a_model_without_its_identifiers_is_not_judged(call, tmp_path, script, missing):
+    """Today's new ones would name nothing that it has learned."""
+    model = tmp_path / "model"
+    CodebookT5Config(vocab_size=20).save_pretrained(model)
+    contents = {"identifiers.json": b"{}", "identifiers.safetensors": safetensors.numpy.save({})}
+    for name in set() if missing == "both" else contents.keys() - {missing}:
+        (model / name).write_bytes(contents[name])
+    named = {
+        "model_name_or_path": str(model),
+        "model_type": None,
+        "t5_config": None,
+        "vision_config": None,
+        "image_size": None,
+    }
+    parts = ["no identifiers.json" if missing == "both" else f"no {missing}", str(model)]
+    refused(tmp_path, parts, lambda: call(script, **named, do_train=False))
+    if missing == "both":
+        with pytest.raises(CorpusReadError):  # it may learn new ones
+            call(script, **named)
+    else:
+        refused(tmp_path, [f"no {missing}"], lambda: call(script, **named))
+
+
+def test_fsdp_of_accelerate_on_a_cpu(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    refused(tmp_path, ["FSDP", "on GPUs alone", "cpu_two_processes.yaml"], lambda: call(run_xmatching, "--use_cpu"))
 
 
 GENERATIVE = {

@@ -13,6 +13,7 @@ import shutil
 
 import torch
 import transformers  # whose Trainer takes long to import
+from accelerate.utils import parse_flag_from_env
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import is_liger_kernel_available
@@ -75,6 +76,12 @@ def check_what_works(args: TrainingArguments) -> None:
         raise UserError(
             "--fsdp shards a model over several processes, and this is one; start them with "
             "accelerate launch --num_processes N, or leave it out"
+        )
+    sharded = bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    if sharded and args.device.type == "cpu":
+        raise UserError(
+            "FSDP was asked for, and accelerate shards on GPUs alone: on a CPU each process would hold the whole model, as "
+            "under DDP. Launch with accelerate_configs/cpu_two_processes.yaml for that, or on GPUs"
         )
     if args.debug:
         raise UserError("--debug looks into layers that models with masks do not have; leave it out")

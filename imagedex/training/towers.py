@@ -3,12 +3,12 @@
 import logging
 
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.utils import is_timm_available, is_torchvision_available
 from transformers.utils import logging as hf_logging
 
 from imagedex.bounds import PIXELS, Bounds
-from imagedex.checkpoints import from_hub, one_line, read_model_type, why_not
+from imagedex.checkpoints import from_hub, one_line, read_model_type, source_of, why_not
 from imagedex.command_line import suggestion
 from imagedex.configuration.configuration_xmatching import XMatchingConfig
 from imagedex.errors import UserError
@@ -18,6 +18,7 @@ from imagedex.modeling.two_towers import is_two_towers, load_two_towers, own_fie
 from imagedex.training.arguments import ModelArguments
 from imagedex.training.dual_encoder.arguments import XMatchingArguments
 from imagedex.training.image_processor import check_image_processor, output_size
+from imagedex.training.processors import choose_image_processor
 from imagedex.training.publishing import public_name
 from imagedex.training.trainer_parts import trained_model
 
@@ -72,8 +73,56 @@ def check_tower(config, argument: str) -> None:
         raise UserError(f"--{argument}: this {config.model_type} would have {count:,} parameters; give smaller sizes")
 
 
-def check_towers(model: ModelArguments, xmatching: XMatchingArguments) -> None:
-    """Before anything is read: each tower comes from exactly one place, and what is there is of the right kind."""
+def check_pictures(model: ModelArguments, image_size: int | None) -> None:
+    """Whether the vision tower can read pictures of the size that they will have: one is read, without memory for the weights.
+    Raises `UserError`."""
+    whole, flag = model.model_name_or_path or model.config_name, "vision_model_name_or_path"
+    if model.model_name_or_path and not (model.image_processor_name or model.image_processor_config):
+        return  # it reads them as it was trained
+    pixels = output_size(choose_image_processor(model, None, image_size))
+    if whole:
+        flag = "model_name_or_path" if model.model_name_or_path else "config_name"
+        fields = PreTrainedConfig.get_config_dict(source_of(whole))[0].get("vision_config")
+        config = build_tower_config(fields, flag)
+    elif model.vision_config:
+        flag, square = "vision_config", pixels and pixels[0] == pixels[1]
+        config = build_tower_config(model.vision_config, flag, **({"image_size": pixels[0]} if square else {}))
+    else:
+        config = from_hub(AutoConfig.from_pretrained, model.vision_model_name_or_path, flag)
+        config = getattr(config, "vision_config", config)
+    if pixels and config is not None:
+        read_blank(config, pixels, flag)
+
+
+def read_blank(config, pixels: tuple[int, int], argument: str) -> None:
+    """Args: pixels, (height, width). Raises `UserError`."""
+    for device in ("meta", "cpu"):  # what fails without memory may work with it
+        try:
+            with torch.device(device):
+                tower = AutoModel.from_config(config, dtype=torch.float32).eval()
+        except Exception:  # one that cannot be built so; what is wrong with it is said where it is made
+            return
+        try:
+            with torch.no_grad():
+                tower(pixel_values=torch.zeros(1, 3, *pixels, device=device))
+            return
+        except Exception as error:  # every tower has its own ways
+            reason = one_line(error)
+    size = "x".join(map(str, pixels))
+    raise UserError(
+        f"--{argument}: this {config.model_type} cannot read pictures of {size} pixels ({reason}); give another size "
+        "(--image_size or the image processor's), or patches and windows that fit it"
+    )
+
+
+def check_towers(model: ModelArguments, xmatching: XMatchingArguments, image_size: int | None = None) -> None:
+    """Before anything is read: each tower comes from exactly one place, what is there is of the right kind, and it can read the
+    pictures."""
+    check_sources(model, xmatching)
+    check_pictures(model, image_size)
+
+
+def check_sources(model: ModelArguments, xmatching: XMatchingArguments) -> None:
     check_image_processor(model.image_processor_name, model.image_processor_config)
     towers = {
         "text_model_name_or_path": xmatching.text_model_name_or_path,

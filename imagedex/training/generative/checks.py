@@ -7,19 +7,27 @@ from imagedex.corpora.arguments import CorpusArguments
 from imagedex.corpora.indexed import IndexedSplits
 from imagedex.errors import UserError
 from imagedex.modeling import GENERATIVE
+from imagedex.modeling.identifiers import FACTS_FILE
 from imagedex.training.arguments import ModelArguments
 from imagedex.training.generative.arguments import T5Arguments
 from imagedex.training.generative.identify import brought_identifiers
 from imagedex.training.image_processor import check_image_processor
-from imagedex.training.towers import build_tower_config, check_timm, check_tower
+from imagedex.training.towers import build_tower_config, check_pictures, check_timm, check_tower
 
 WITH_PICTURES = ("codebook_t5", "vision_grounded_t5")
 
 
-def check_model(model: ModelArguments, t5: T5Arguments, indexing: bool = False) -> str:
-    """Which model it is, before anything is read: it comes from exactly one place, and its parts fit its kind.
+def check_model(
+    model: ModelArguments,
+    t5: T5Arguments,
+    image_size: int | None = None,
+    indexing: bool = False,
+    needs_identifiers: bool = False,
+) -> str:
+    """Which model it is, before anything is read: it comes from exactly one place, and its parts fit its kind and the pictures.
 
-    Args: indexing, whether this is the script that teaches pictures alone. Raises `UserError`.
+    Args: indexing, whether this is the script that teaches pictures alone; needs_identifiers, whether a model is judged as it
+    is. Raises `UserError`.
     """
     allowed = WITH_PICTURES if indexing else tuple(GENERATIVE)
     whole = "model_name_or_path" if model.model_name_or_path else "config_name"
@@ -40,6 +48,13 @@ def check_model(model: ModelArguments, t5: T5Arguments, indexing: bool = False) 
     if kind == "vision_grounded_t5" and not indexing:
         check_second_step(model)
     _check_parts(model, t5, kind, whole if name else None)
+    if model.model_name_or_path and brought_identifiers(model.model_name_or_path) is None and needs_identifiers:
+        raise UserError(
+            f"--model_name_or_path {model.model_name_or_path} has no {FACTS_FILE}, so nobody knows which identifier names "
+            "which item; lay the one of its training beside it, or give --do_train to teach it new ones"
+        )
+    if kind in WITH_PICTURES:
+        check_pictures(model, image_size)
     return kind
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
@@ -11,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from imagedex.errors import UserError
 from imagedex.identifiers.schemes import VECTOR_SCHEMES, add_tokens, assign_identifiers
 from imagedex.identifiers.vectors import choose_source, latent_semantic_vectors, xmatching_vectors
-from imagedex.modeling.identifiers import Identifiers
+from imagedex.modeling.identifiers import FACTS_FILE, TENSORS_FILE, Identifiers
 from imagedex.training.generative.arguments import IdentifierArguments
 from imagedex.training.generative.rows import ItemInputs
 
@@ -21,9 +22,16 @@ SOURCES = {"text": "latent semantic analysis of the texts", "vision": "the visio
 
 
 def brought_identifiers(name_or_path: str | None) -> Identifiers | None:
-    """The identifiers that a model brings; None where it has none. Raises `UserError` when they are broken."""
+    """The identifiers that a model brings; None where it has none. Raises `UserError` when they are broken, or half of them is
+    missing."""
     if name_or_path is None:
         return None
+    there = [name for name in (FACTS_FILE, TENSORS_FILE) if (Path(name_or_path).expanduser() / name).is_file()]
+    if len(there) == 1:
+        missing = TENSORS_FILE if there == [FACTS_FILE] else FACTS_FILE
+        raise UserError(
+            f"--model_name_or_path {name_or_path} has {there[0]} but no {missing}: its identifiers are not whole; copy both files"
+        )
     try:
         return Identifiers.from_pretrained(name_or_path)
     except OSError:
