@@ -1,25 +1,23 @@
 """The page in a real browser: type, see, click, drop, upload, search again. And the JSON endpoint."""
 
 import base64
-import contextlib
 import io
 import json
-import threading
 import time
 import urllib.error
 import urllib.request
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM
 from PIL import Image
 
 pytest.importorskip("gradio", reason="the page needs the extra `demo`")
 
-import uvicorn
+from page_in_browser import Page, served
 
 from imagedex.gallery.gallery import Gallery
-from imagedex.page import service
+from imagedex.page import answers
 from imagedex.page.server import application
 
 
@@ -33,7 +31,7 @@ def paint(path, number):
 def only_copies_are_near():
     """All noise looks alike to a model that was never trained."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service, "NEAR_DUPLICATE", 1 - 1e-6)
+        patch.setattr(answers, "NEAR_DUPLICATE", 1 - 1e-6)
         yield
 
 
@@ -47,19 +45,6 @@ def photos(tmp_path_factory):
     paint(folder / "wood" / "${document.body.setAttribute('p',1)}`\\ {{value}}.png", 51)
     (folder.parent / "secret.png").write_bytes((folder / "sea" / "1.png").read_bytes())
     return folder
-
-
-@contextlib.contextmanager
-def served(app):
-    """The address of the application, on a port of its own."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -122,38 +107,6 @@ def test_nothing_but_the_gallery_is_served(address, gallery, photos):
         with pytest.raises(urllib.error.HTTPError) as error:
             urllib.request.urlopen(address + path)
         assert error.value.code in (403, 404, 422)
-
-
-class Page(Browser):
-    """The page, opened."""
-
-    def __init__(self, folder, address, **size):
-        super().__init__(folder, **size)
-        self.call("Page.navigate", url=address)
-        self.until(
-            "document.querySelector('#query :is(input, textarea)') && document.querySelector('#grid-0 .message')"
-        )
-
-    def until(self, expression, seconds=60):
-        end = time.time() + seconds
-        while not self.ask(f"!!({expression})"):
-            assert time.time() < end, f"never: {expression}"
-            time.sleep(0.05)
-
-    def type(self, selector, text):
-        left, top, right, bottom = self.box(selector)
-        self.click((left + right) / 2, (top + bottom) / 2)
-        self.ask(f"(field => (field.focus(), field.select()))(document.querySelector({json.dumps(selector)}))")
-        self.call("Input.insertText", text=text)
-        self.press("Enter")
-
-    def titles(self):
-        return self.ask("[...document.querySelectorAll('#grid-0 figure img')].map(image => image.alt)")
-
-    def choose(self, selector, *files):
-        root = self.call("DOM.getDocument")["root"]["nodeId"]
-        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self.call("DOM.setFileInputFiles", nodeId=node, files=list(map(str, files)))
 
 
 @pytest.mark.browser
