@@ -153,7 +153,9 @@ def _first_look(question: Question) -> int:
     return 2 * top_k if question.fold else top_k
 
 
-def _chosen(gallery: Gallery, number: int, question: Question, uploads, vector: np.ndarray, found) -> Answer | UserError:
+def _chosen(
+    gallery: Gallery, number: int, question: Question, uploads, vector: np.ndarray, found
+) -> Answer | UserError:
     """Args: found, the best of the gallery, or what was wrong with asking for them."""
     if isinstance(found, UserError):
         return found

@@ -14,6 +14,12 @@ from imagedex.page.uploads import read_upload, read_uploads
 
 HERE = Path(__file__).parent
 ROUTE = "/imagedex"
+LETTERS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}  # none is fetched
+LOOKS = gr.themes.Default(primary_hue="indigo", neutral_hue="zinc", radius_size="lg", **LETTERS).set(
+    body_background_fill="white", block_label_background_fill="transparent", block_title_text_weight="500",
+    block_title_text_size="13px", block_label_text_size="13px", block_shadow="none", input_shadow_focus="none",
+    input_border_color_focus="*primary_500",
+)  # fmt: skip
 AT_ONCE = 64  # visitors whose questions wait together
 KEEP = 0.9  # the share of right pictures that the cut-off keeps
 
@@ -26,7 +32,7 @@ def build(service: Service, title: str = "imagedex", keep: float | None = None) 
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(600, 600)) as page:
         kept = {name: gr.State([], time_to_live=3600) for name in ("like", "uploads")}
         kept["seen"] = gr.State(None, time_to_live=3600)
-        gr.HTML(f'<p><b>{literal(title)}</b><span>{counted(service)}</span></p>', elem_id="head")
+        gr.HTML(f"<p><b>{literal(title)}</b><span>{counted(service)}</span></p>", elem_id="head")
         parts = asking() | cut_off(service, keep) | options(service) | kept
         with gr.Row():
             grids = []
@@ -43,14 +49,14 @@ def counted(service: Service) -> str:
 
 def asking() -> dict:
     """The line in which one types."""
-    wide = {"autofocus": True, "scale": 6, "min_width": 280, "max_length": LONGEST_QUERY}
-    narrow = {"scale": 2, "min_width": 140, "max_length": LONGEST_QUERY}
+    line = {"max_lines": 1, "max_length": LONGEST_QUERY}
+    wide, narrow = {"autofocus": True, "scale": 6, "min_width": 280}, {"scale": 2, "min_width": 140}
     with gr.Row(equal_height=True, elem_id="asking"):
         return {
             "text": gr.Textbox(
-                placeholder="two dogs on a beach", label="What is in the picture?", elem_id="query", **wide
+                placeholder="two dogs on a beach", label="What is in the picture?", elem_id="query", **wide, **line
             ),
-            "without": gr.Textbox(placeholder="leash", label="but without", elem_id="without", **narrow),
+            "without": gr.Textbox(placeholder="leash", label="but without", elem_id="without", **narrow, **line),
             "ask": gr.Button("Find", variant="primary", scale=1, min_width=90, elem_id="find"),
         }
 
@@ -68,11 +74,9 @@ def options(service: Service) -> dict:
     with gr.Row(elem_id="asked-with"):
         parts = {
             "chips": gr.Markdown(visible=False, elem_id="chips"),
-            "forget": gr.Button(
-                "Forget the pictures asked with", size="sm", visible=False, elem_id="forget", scale=0, min_width=230
-            ),
+            "forget": gr.Button("Forget", size="sm", visible=False, elem_id="forget", scale=0, min_width=90),
         }
-    heading = "A picture as the question, filters, your own pictures"
+    heading = "A picture, a filter, your own pictures"
     with gr.Accordion(heading, open=False, elem_id="options"), gr.Row():
         # the file as it was sent: what is no picture is not decoded
         seen = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"], "height": 180}
@@ -83,7 +87,7 @@ def options(service: Service) -> dict:
             parts["top_k"] = gr.Slider(1, 100, 24, step=1, label="Pictures")
             parts["fold"] = gr.Checkbox(True, label="Fold near-duplicates")
         several = {"file_count": "multiple", "file_types": ["image"], "height": 180}
-        label = "Search in your pictures, too (kept while this page is open)"
+        label = "Search these of mine, too"
         taken = not any(map(writes, service.galleries))  # what has no identifier cannot be found
         parts["files"] = gr.File(label=label, elem_id="files", visible=taken, **several)
     return parts
@@ -133,9 +137,7 @@ def grid(name: str) -> gr.HTML:
     parts = {part: (HERE / f"grid.{part}").read_text(encoding="utf-8") for part in ("html", "css", "js")}
     value = {"message": "Type a sentence and press Enter.", "hint": "Arrows walk, Enter enlarges, m finds more like it.",
              "cards": []}  # fmt: skip
-    return gr.HTML(
-        value, html_template=parts["html"], css_template=parts["css"], js_on_load=parts["js"], elem_id=name
-    )
+    return gr.HTML(value, html_template=parts["html"], css_template=parts["css"], js_on_load=parts["js"], elem_id=name)
 
 
 async def found(service: Service, number: int, question: Question, uploads) -> dict:
@@ -161,7 +163,9 @@ def as_shown(number: int, answer: Answer) -> dict:
         message = "No picture passes the filter."
     elif hidden == len(cards):
         message = "Nothing here seems to match."
-    rest = f"Show the {hidden} closest all the same" if message else f"Show the rest, {hidden} that probably do not match"
+    rest = (
+        f"Show the {hidden} closest all the same" if message else f"Show the rest, {hidden} that probably do not match"
+    )
     return {
         "message": message,
         "milliseconds": f"{answer.milliseconds:.0f}",

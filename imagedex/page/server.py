@@ -20,8 +20,8 @@ from pydantic import BaseModel, Field
 from imagedex.errors import UserError
 from imagedex.gallery.gallery import Gallery
 from imagedex.gallery.pictures import of_the_machine, reason
-from imagedex.page.answers import LONGEST_QUERY, MOST_FOUND, Question
-from imagedex.page.page import HERE, ROUTE, build
+from imagedex.page.answers import LONGEST_QUERY, MOST_FOUND, Question, knows_when_nothing_matches
+from imagedex.page.page import HERE, LOOKS, ROUTE, build
 from imagedex.page.service import Service
 from imagedex.page.uploads import LARGEST_FILE, MOST_UPLOADS
 
@@ -87,7 +87,7 @@ def application(galleries: Sequence[Gallery], title: str = "imagedex", keep: flo
     os.environ["GRADIO_RUN_HISTORY"] = "False"  # what visitors asked would stay in their browsers
     blocks = build(service, title, keep).queue(max_size=MOST_WAITING)
     return gr.mount_gradio_app(
-        app, blocks, path="/", max_file_size=LARGEST_FILE, css_paths=HERE / "page.css", theme=gr.themes.Soft(),
+        app, blocks, path="/", max_file_size=LARGEST_FILE, css_paths=HERE / "page.css", theme=LOOKS,
         show_error=False, ssr_mode=False, footer_links=[], enable_monitoring=False,
     )  # fmt: skip
 
@@ -111,6 +111,10 @@ def serve(galleries: Sequence[Gallery], host: str, port: int, keep: float | None
         listening = socket.create_server((host, port))
     except (OSError, OverflowError) as error:
         raise UserError(f"--host {host} --port {port} cannot be listened on: {' '.join(str(error).split())}") from error
+    if keep is not None and not any(map(knows_when_nothing_matches, galleries)):
+        raise UserError(
+            "--keep: the model has no cut-off; take an XMatchingModel that was trained with held-out captions"
+        )
     app = application(galleries, keep=keep)
     print(f"http://{host}:{port}  ({len(galleries[0])} pictures; Ctrl-C ends it)", flush=True)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))

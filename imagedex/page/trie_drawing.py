@@ -70,7 +70,9 @@ def draw(cards: Sequence[dict], paths: Sequence[Sequence[tuple]], literal: Calla
     circles = [circle(node) for node in nodes if node.children]
     ends = [end(node, cards[node.ends], right) for node in nodes if node.ends >= 0]
     drawn = "".join([*lines, *circles, *ends])
-    return f'<svg class="trie" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img">{drawn}</svg>'
+    return (
+        f'<svg class="trie" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img">{drawn}</svg>'
+    )
 
 
 def across(node: Node) -> int:
@@ -89,9 +91,7 @@ def edges(node: Node, literal: Callable[[str], str]) -> list[str]:
         tip = f"{token}: {100 * probability:.2g} %, one of {node.choices}"
         label = f'<text class="token" x="{to_x - 16}" y="{to_y - 7:.0f}">{literal(shown)}</text>'
         cost = f'<text class="cost" x="{to_x - 16}" y="{to_y + 14:.0f}">{log_prob:.2f}</text>'
-        drawn.append(
-            f'<g><title>{literal(tip)}</title><path d="{curve}" stroke-width="{thickness}"/>{label}{cost}</g>'
-        )
+        drawn.append(f'<g><title>{literal(tip)}</title><path d="{curve}" stroke-width="{thickness}"/>{label}{cost}</g>')
     return drawn
 
 

@@ -1,6 +1,6 @@
 """Pictures of the page, desktop and phone, light and dark, of drawn scenes. See `make screenshots`.
 
-    python tests/page/screenshots.py --model runs/quickstart/xmatching --output_dir build/screenshots
+python tests/page/screenshots.py --model runs/quickstart/xmatching --output_dir build/screenshots
 """
 
 import argparse
@@ -22,7 +22,7 @@ from imagedex.gallery.gallery import Gallery
 from imagedex.page.server import application
 
 QUERY = "#query :is(input, textarea)"
-SENTENCE = "a large green star left of a small red circle"
+SENTENCE = "a rosy hoop left of an orange diamond"  # which the first scene is
 
 
 def drawn(folder: Path, scenes: int) -> Path:
@@ -52,7 +52,7 @@ class Album(Page):
 
 
 def portraits(folder: Path, album: Path, address: str) -> None:
-    for name, width, height in (("desktop", 1280, 860), ("phone", 390, 844)):
+    for name, width, height in (("desktop", 1280, 800), ("phone", 390, 844)):
         for scheme in ("light", "dark"):
             with Album(album, folder / f"{name}-{scheme}", address, width=width, height=height) as page:
                 page.scheme(scheme)
