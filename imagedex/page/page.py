@@ -16,10 +16,16 @@ HERE = Path(__file__).parent
 ROUTE = "/imagedex"
 LETTERS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}  # none is fetched
 LOOKS = gr.themes.Default(primary_hue="indigo", neutral_hue="zinc", radius_size="lg", **LETTERS).set(
-    body_background_fill="white", block_label_background_fill="transparent", block_title_text_weight="500",
-    block_title_text_size="13px", block_label_text_size="13px", block_shadow="none", input_shadow_focus="none",
+    body_background_fill="white",
+    body_text_color_subdued="*neutral_500",
+    block_label_background_fill="transparent",
+    block_label_text_size="13px",
+    block_title_text_size="13px",
+    block_title_text_weight="500",
+    block_shadow="none",
     input_border_color_focus="*primary_500",
-)  # fmt: skip
+    input_shadow_focus="none",
+)
 AT_ONCE = 64  # visitors whose questions wait together
 KEEP = 0.9  # the share of right pictures that the cut-off keeps
 

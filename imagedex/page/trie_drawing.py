@@ -84,9 +84,9 @@ def edges(node: Node, literal: Callable[[str], str]) -> list[str]:
     drawn = []
     for token, (child, log_prob) in node.children.items():
         x, y, to_x, to_y = across(node), node.y, across(child), child.y
-        middle, probability = (x + to_x) / 2, math.exp(log_prob)
+        bend, probability = x + 0.36 * (to_x - x), math.exp(log_prob)
         thickness = f"{1 + 5 * probability:.1f}"
-        curve = f"M{x},{y:.0f} C{middle:.0f},{y:.0f} {middle:.0f},{to_y:.0f} {to_x},{to_y:.0f}"
+        curve = f"M{x},{y:.0f} C{bend:.0f},{y:.0f} {x + 8},{to_y:.0f} {bend:.0f},{to_y:.0f} H{to_x}"
         shown = token if len(token) <= LONGEST_TOKEN else token[: LONGEST_TOKEN - 1] + "…"
         tip = f"{token}: {100 * probability:.2g} %, one of {node.choices}"
         label = f'<text class="token" x="{to_x - 16}" y="{to_y - 7:.0f}">{literal(shown)}</text>'

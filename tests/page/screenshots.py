@@ -6,12 +6,9 @@ python tests/page/screenshots.py --model runs/quickstart/xmatching --output_dir 
 import argparse
 import base64
 import io
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
 from page_in_browser import Page, served
 from PIL import Image

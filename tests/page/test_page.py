@@ -5,9 +5,9 @@ import io
 import json
 import socket
 import time
-from types import SimpleNamespace
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 from browser import CHROMIUM
