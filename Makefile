@@ -125,6 +125,10 @@ test-slow: $(DEV) ## tests that train for longer or need a real corpus
 test-browser: $(DEV) ## tests that look at pages and drawings in chromium
 	@$(BIN)/python -m pytest -m browser $(ARGS)
 
+.PHONY: screenshots
+screenshots: $(DEV) ## pictures of the page over drawn scenes, to look at: ARGS="--model runs/quickstart/xmatching"
+	@PYTHONPATH=.:tests $(BIN)/python tests/page/screenshots.py $(ARGS)
+
 .PHONY: audit
 audit: $(DEV) ## known vulnerabilities of what is installed; says "not checked" where nobody can be asked
 	@$(BIN)/python .ci/audit.py

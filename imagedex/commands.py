@@ -210,6 +210,10 @@ def serve_parser() -> Parser:
         "--second", metavar="FOLDER", help="a gallery of the same pictures and another model, to compare with"
     )
     add_engine(parser)
+    parser.add_argument(
+        "--keep", type=share, metavar="SHARE",
+        help="hide what probably does not match from the start, see search --keep (default: visitors choose, with 0.9)",
+    )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (default: this machine alone)")
     parser.add_argument("--port", type=positive, default=7860, help="default: 7860")
     return parser
@@ -229,7 +233,7 @@ def serve(argv: list[str]) -> None:
     for gallery in galleries:
         if not len(gallery):
             raise UserError(f"the gallery {gallery.folder} holds no picture; fill it with: imagedex index PHOTOS")
-    run_server(galleries, args.host, args.port)
+    run_server(galleries, args.host, args.port, args.keep)
 
 
 COMMANDS = {"index": index, "search": search, "serve": serve, "export": export}
@@ -244,6 +248,16 @@ def positive(text: str) -> int:
 
 def not_negative(text: str) -> int:
     return 0 if text == "0" else positive(text)
+
+
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share between 0 and 1")
+    return value
 
 
 def default_workers() -> int:

@@ -163,15 +163,45 @@ def score_identifiers(model, identifiers: Identifiers, inputs: dict, rows=None, 
     Returns:
         (B, R) float32 log-probabilities, R = N without `rows`.
     """
+    scores = None
+    for pairs, logits, labels, shape in _teacher_forced(model, identifiers, inputs, rows, batch_size):
+        scores = torch.empty(shape, device=logits.device) if scores is None else scores
+        scores.view(-1)[pairs] = sequence_log_probs(logits, labels)
+    return scores
+
+
+@torch.no_grad()
+def identifier_steps(
+    model, identifiers: Identifiers, inputs: dict, rows=None, batch_size: int = 256
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How identifiers are written: what each of their tokens costs, and among how many it was chosen.
+
+    Args: as of `score_identifiers`.
+
+    Returns:
+        log_probs: (B, R, T) float32, of each token over the full vocabulary, end-of-sequence included; 0 behind it. Their sum is
+            the identifier's score.
+        labels: (R, T) the tokens, -100 behind the end.
+        choices: (R, T) how many tokens the trie allows at that step, itself included; 0 behind the end.
+    """
+    steps = None
+    for pairs, logits, labels, shape in _teacher_forced(model, identifiers, inputs, rows, batch_size):
+        steps = torch.empty(*shape, labels.shape[1], device=logits.device) if steps is None else steps
+        steps.view(-1, labels.shape[1])[pairs] = token_log_probs(logits, labels)
+    labels = torch.from_numpy(identifiers.padded(rows))
+    return steps, labels, identifiers.trie.choices(labels)
+
+
+def _teacher_forced(model, identifiers: Identifiers, inputs: dict, rows, batch_size: int):
+    """Yields (pairs (M,), logits (M, T, V), labels (M, T), (B, R)): the pair b * R + r is query b with identifier r."""
     _check_vocabulary(identifiers.trie, model.config.vocab_size)
     with evaluating(model):
         states, mask = _encode(model, inputs)
         labels = torch.from_numpy(identifiers.padded(rows)).to(states.device)
         start = _token_id(model, "decoder_start_token_id")
-        queries, count = len(states), len(labels)
-        scores = torch.empty(queries * count, dtype=torch.float32, device=states.device)
-        for pairs in torch.arange(queries * count, device=states.device).split(batch_size):
-            query, target = pairs // count, labels[pairs % count]
+        shape = len(states), len(labels)
+        for pairs in torch.arange(shape[0] * shape[1], device=states.device).split(batch_size):
+            query, target = pairs // shape[1], labels[pairs % shape[1]]
             decoder_input = torch.cat([torch.full_like(target[:, :1], start), target[:, :-1].clamp(min=0)], dim=1)
             logits = model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states[query]),
@@ -179,15 +209,19 @@ def score_identifiers(model, identifiers: Identifiers, inputs: dict, rows=None, 
                 decoder_input_ids=decoder_input,
                 use_cache=False,
             ).logits
-            scores[pairs] = sequence_log_probs(logits, target)
-    return scores.view(queries, count)
+            yield pairs, logits, target, shape
 
 
 def sequence_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Logits (M, T, V) and labels (M, T), -100 where there is no token -> log-probability of each sequence (M,) float32."""
+    return token_log_probs(logits, labels).sum(1)
+
+
+def token_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """As `sequence_log_probs`, of each token: (M, T) float32, 0 where there is none."""
     logits = logits.float()
     chosen = logits.gather(2, labels.clamp(min=0)[..., None]).squeeze(2)
-    return torch.where(labels >= 0, chosen - logits.logsumexp(2), 0).sum(1)
+    return torch.where(labels >= 0, chosen - logits.logsumexp(2), 0)
 
 
 def _greedy_scores(logits: tuple[torch.Tensor, ...], written: torch.Tensor, eos_token_id: int) -> torch.Tensor:

@@ -211,6 +211,17 @@ class IdentifierTrie:
             nodes = torch.where(self.is_end(nodes), nodes, following) if hold else following
         return nodes
 
+    def choices(self, sequences: torch.Tensor) -> torch.Tensor:
+        """Among how many tokens each was chosen: (M, T) tokens of identifiers, negative behind their ends -> (M, T) how many
+        children the node has that stands before it, 0 behind the end or where the prefix leads nowhere."""
+        counts, before = torch.zeros_like(sequences), torch.full_like(sequences[:, 0], ROOT)
+        for place, tokens in enumerate(sequences.unbind(1)):
+            alive = before.clamp(min=0)
+            children = self.child_offsets[alive + 1] - self.child_offsets[alive]
+            counts[:, place] = torch.where((before >= 0) & (tokens >= 0), children, 0)
+            before = self.step(before, tokens)
+        return counts
+
     def is_end(self, nodes: torch.Tensor) -> torch.Tensor:
         """(M,) nodes -> (M,) bool: is this the node behind an end-of-sequence token?"""
         return (nodes >= 0) & (self.rows[nodes.clamp(min=0)] >= 0)

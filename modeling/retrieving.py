@@ -5,6 +5,7 @@ import os
 from transformers import AutoConfig
 
 from .constrained_decoding import rank_identifiers
+from .identifier_paths import Step, identifier_paths
 from .identifiers import Identifiers
 from .processing_retrieval import RetrievalProcessor
 from .saved_files import hub_options
@@ -80,21 +81,35 @@ class RetrieveMixin:
         """
         if (sentences is None) == (images is None):
             raise ValueError("give sentences, or images=pictures, and not both")
-        self.processor = self.processor or self.load_processor()
-        identifiers = identifiers or self.identifiers
-        if identifiers is None:
-            identifiers = self.identifiers = self.load_identifiers()
+        identifiers = self._ready(identifiers)
         asked = sentences if images is None else images
         asked = list(asked) if isinstance(asked, list | tuple) else [asked]
-        weight, found = self.shared.weight, []
+        found = []
         for start in range(0, len(asked), ROWS_AT_ONCE):
             rows = asked[start : start + ROWS_AT_ONCE]
-            inputs = self.processor(**{"text" if images is None else "images": rows}, return_tensors="pt")
-            inputs = {
-                name: v.to(weight.device, weight.dtype if v.is_floating_point() else None) for name, v in inputs.items()
-            }
+            inputs = self._inputs(**{"text" if images is None else "images": rows})
             scores, places = rank_identifiers(self, identifiers, inputs, num_beams, k)
             for own_scores, own_rows in zip(scores.tolist(), places.tolist(), strict=True):
                 pairs = zip(own_rows, own_scores, strict=True)
                 found.append([(identifiers.image_ids[row], score) for row, score in pairs if row >= 0])
         return found
+
+    def paths(self, sentence: str, image_ids: list[str], *, identifiers: Identifiers | None = None) -> list[list[Step]]:
+        """How the identifiers of these pictures are written for a sentence, see `identifier_paths`."""
+        identifiers = self._ready(identifiers)
+        inputs = self._inputs(text=[sentence])
+        return identifier_paths(self, identifiers, inputs, image_ids, self.processor.tokenizer)
+
+    def _ready(self, identifiers: Identifiers | None) -> Identifiers:
+        """The identifiers to search in, read from where the weights came from when they are first needed; the processor, too."""
+        self.processor = self.processor or self.load_processor()
+        if identifiers is None and self.identifiers is None:
+            self.identifiers = self.load_identifiers()
+        return identifiers or self.identifiers
+
+    def _inputs(self, **texts_or_images) -> dict:
+        weight = self.shared.weight
+        inputs = self.processor(**texts_or_images, return_tensors="pt")
+        return {
+            name: v.to(weight.device, weight.dtype if v.is_floating_point() else None) for name, v in inputs.items()
+        }

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from imagedex.encoding.store import as_scalars
 from imagedex.errors import UserError
 from imagedex.files import write_atomically
 
@@ -109,6 +110,23 @@ def keys_of(table: pa.Table) -> np.ndarray:
     return np.frombuffer(column.buffers()[1], np.uint8)[
         column.offset * 16 : (column.offset + len(column)) * 16
     ].reshape(-1, 16)
+
+
+class Keys:
+    """Finds a picture by the hash of its content, in 24 bytes a picture."""
+
+    def __init__(self, table: pa.Table):
+        self.table, keys = table, as_scalars(keys_of(table))
+        self._order = np.argsort(keys, kind="stable")
+        self._sorted = keys[self._order]
+
+    def path(self, key: bytes) -> str | None:
+        """Of the first picture with this content; None where there is none."""
+        wanted = np.frombuffer(key, self._sorted.dtype)
+        place = int(np.searchsorted(self._sorted, wanted)[0])
+        if place == len(self._sorted) or self._sorted[place] != wanted[0]:
+            return None
+        return self.table["path"][int(self._order[place])].as_py()
 
 
 def files_of(source: str) -> list:

@@ -145,7 +145,7 @@ class Gallery:
         processes = Processes()
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._alone() if processes.is_first else nullcontext():
-            self._reread()
+            self.refresh()
             looked = processes.from_first(lambda: self._look(checked, threads, progress))
             return self._update(*looked, processes, batch_size, num_workers, progress)
 
@@ -154,7 +154,7 @@ class Gallery:
         if self.header is None:
             raise UserError(f"{self.folder} holds no picture")
         with self._alone():
-            self._reread()
+            self.refresh()
             gone = pc.is_in(self.table["image_id"], pa.array(list(image_ids), pa.string())).to_numpy()
             unknown = set(image_ids) - set(self.table["image_id"].to_pylist())
             if unknown:
@@ -174,7 +174,7 @@ class Gallery:
                     clear_leftovers(folder)
             yield
 
-    def _reread(self) -> None:
+    def refresh(self) -> None:
         """Another process may have changed the gallery since it was opened."""
         known = catalog.read(self.folder)
         if known:
@@ -321,6 +321,8 @@ class Gallery:
     def part_vector(self, part: Part) -> torch.Tensor:
         """(D,) of length 1. Raises `UserError` for a picture that cannot be read."""
         encoder = self.model.encoder
+        if part.vector is not None:
+            return part.vector
         if not part.path and part.picture is None:
             return encode_texts(encoder.model, encoder.tokenizer, [part.text], text_kwargs=encoder.text_kwargs)[0]
         pictures = PlacedPictures([part.picture or part.path])
@@ -337,7 +339,7 @@ class Gallery:
             raise UserError(f"top_k {top_k}: must be 1 or more")
         table, pictures = self._searchable()[0], self._pictures()
         allowed = None if where is None else filters.allowed(table.drop_columns(list(self.hidden)), where)
-        least = self._least_scores(vectors, keep)
+        least = self.least_scores(vectors, keep)
         blocks = [vectors[at : at + QUERIES_AT_ONCE] for at in range(0, len(vectors), QUERIES_AT_ONCE)]
         found = [one for block in blocks for one in self.searcher.search(block, pictures, top_k, allowed)]
         return [
@@ -345,7 +347,7 @@ class Gallery:
             for answer, lowest in zip(found, least, strict=True)
         ]
 
-    def _least_scores(self, vectors: np.ndarray, keep: float | None) -> list[float]:
+    def least_scores(self, vectors: np.ndarray, keep: float | None) -> list[float]:
         """Below which score a picture is left out, for each query: the cut-off is one of confidences, see `CaptionBank`."""
         if keep is None:
             return [-np.inf] * len(vectors)
@@ -373,7 +375,7 @@ class Gallery:
             table = self.table.take(pa.array(self.readable)).combine_chunks()
             rows = self._rows(catalog.keys_of(table))
             if rows is None:  # another process has changed the gallery since it was opened
-                self._reread()
+                self.refresh()
                 return self._searchable()
             biased = len(rows) and "bias" in self.store.shards[0].fields
             self._searched = table, rows, table["image_id"].to_pylist(), "bias" if biased else None

@@ -11,10 +11,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from imagedex.errors import UserError
+
+if TYPE_CHECKING:  # a mistake is said before torch is loaded
+    import torch
 
 LARGEST_WEIGHT = 1e6
 _WEIGHT = re.compile(r"(\d+(?:\.\d+)?):(?=\S)")
@@ -22,12 +26,14 @@ _WEIGHT = re.compile(r"(\d+(?:\.\d+)?):(?=\S)")
 
 @dataclass
 class Part:
-    """A sentence or a picture (its path, or itself), and how much it counts; a negative weight takes it off."""
+    """A sentence or a picture (its path, or itself), and how much it counts; a negative weight takes it off. vector: (D,) of
+    length 1, where it is known already."""
 
     text: str = ""
     path: str = ""
     weight: float = 1.0
     picture: Image.Image | None = None
+    vector: "torch.Tensor | None" = None
 
 
 def read_part(word: str, weight: float = 1.0) -> Part:

@@ -1,5 +1,5 @@
 // A click or Enter shows a picture large; arrows walk; m asks for more like it; Escape closes.
-const cards = () => [...element.querySelectorAll("figure")];
+const cards = () => [...element.querySelectorAll("figure")].filter(card => card.offsetParent);  // what is hidden is not walked to
 const large = () => element.querySelector("dialog");
 let shown = 0;
 
@@ -14,6 +14,14 @@ function show(place) {
   if (!box.open) box.showModal();
 }
 
+function unfold(button) {
+  const before = cards().length;
+  element.querySelector(".grid").classList.add("all");
+  element.querySelector(".message")?.remove();
+  button.remove();
+  cards()[before]?.focus();
+}
+
 function columns() {
   const all = cards();
   return all.filter(card => card.offsetTop === all[0].offsetTop).length;
@@ -22,6 +30,7 @@ function columns() {
 element.addEventListener("click", event => {
   const card = event.target.closest("figure"), box = large();
   if (event.target.closest(".more")) trigger("select", { key: card.dataset.key, title: card.querySelector("img").alt });
+  else if (event.target.closest(".rest")) unfold(event.target);
   else if (event.target.closest(".previous")) show(shown - 1);
   else if (event.target.closest(".next")) show(shown + 1);
   else if (event.target.closest(".close") || event.target === box) box.close();

@@ -5,7 +5,9 @@
     {"query": ["two dogs", "on a beach"], "images": ["a.jpg", ...], "scores": [0.31, ...], "milliseconds": 21.4}
 """
 
+import asyncio
 import logging
+import os
 import socket
 from collections.abc import Sequence
 from typing import Annotated
@@ -13,44 +15,49 @@ from typing import Annotated
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI, HTTPException, Response
-from PIL import Image
 from pydantic import BaseModel, Field
 
 from imagedex.errors import UserError
 from imagedex.gallery.gallery import Gallery
-from imagedex.gallery.pictures import of_the_machine, open_picture, reason
-from imagedex.page.page import HEAD, ROUTE, build
-from imagedex.page.service import LONGEST_QUERY, MOST_FOUND, Question, Service, jpeg
+from imagedex.gallery.pictures import of_the_machine, reason
+from imagedex.page.answers import LONGEST_QUERY, MOST_FOUND, Question, knows_when_nothing_matches
+from imagedex.page.page import HERE, LOOKS, ROUTE, build
+from imagedex.page.service import Service
+from imagedex.page.uploads import LARGEST_FILE, MOST_UPLOADS
 
 logger = logging.getLogger(__name__)
 
 LARGEST = 1600  # pixels of a picture that is shown large
 KEPT_BY_BROWSERS = {"Cache-Control": "private, max-age=3600"}
-MOST_PIXELS = 40_000_000
 MOST_ASKED = 2**18  # bytes of a question
-LARGEST_UPLOAD = "20mb"
+MOST_SENT = MOST_UPLOADS * LARGEST_FILE // 4  # bytes of a visitor's pictures together
+MOST_WAITING = 1000  # visitors; more are told to come back
 
 
 class Asked(BaseModel):
-    """The body of a request. query: sentences, which are added; those in `without` are taken off."""
+    """The body of a request. query: sentences, which are added; that in `without` is taken off. keep: leaves out what probably
+    does not match."""
 
     query: list[Annotated[str, Field(max_length=LONGEST_QUERY)]] = Field(max_length=16)
     without: str = Field("", max_length=LONGEST_QUERY)
     top_k: int = Field(10, ge=1, le=MOST_FOUND)
     where: str = Field("", max_length=LONGEST_QUERY)
     fold: bool = False
+    keep: float | None = Field(None, gt=0, lt=1)
 
 
-def application(galleries: Sequence[Gallery], title: str = "imagedex") -> FastAPI:
-    """The page at /, pictures and the endpoint below /imagedex."""
+def application(galleries: Sequence[Gallery], title: str = "imagedex", keep: float | None = None) -> FastAPI:
+    """The page at /, pictures and the endpoint below /imagedex. Args: keep, see `build`."""
     service = Service(galleries)
     app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.middleware("http")
     async def bounded(request, call_next):
-        length = request.headers.get("content-length", "")
-        if request.url.path == ROUTE + "/search" and not (length.isdecimal() and int(length) <= MOST_ASKED):
-            return Response("a question this long is not read", status_code=413)
+        if request.method not in ("GET", "HEAD", "OPTIONS"):
+            length = request.headers.get("content-length", "")
+            most = MOST_SENT if request.url.path.endswith("/upload") else MOST_ASKED
+            if not (length.isdecimal() and int(length) <= most):
+                return Response("this is more than is read", status_code=413)
         return await call_next(request)
 
     @app.get(ROUTE + "/thumbnail/{number}/{key}")
@@ -59,27 +66,29 @@ def application(galleries: Sequence[Gallery], title: str = "imagedex") -> FastAP
 
     @app.get(ROUTE + "/picture/{number}/{key}")
     def picture(number: int, key: str):
-        path = service.path(number, key)
-        return picture_response(lambda: None if path is None else jpeg(open_picture(path), LARGEST))
+        return picture_response(lambda: service.picture(number, key, LARGEST))
 
     @app.post(ROUTE + "/search")
-    def search(asked: Asked):
+    async def search(asked: Asked):
         question = Question(asked.query, asked.without, where=asked.where, top_k=asked.top_k, fold=asked.fold)
+        question.keep = asked.keep
         try:
-            answer = service.answer(0, question)
+            answer = await asyncio.wrap_future(service.ask(0, question))
         except UserError as error:
             raise HTTPException(422, str(error)) from error
+        cards = [card for card in answer.cards if card.probable]
         return {
             "query": asked.query,
-            "images": [card.title for card in answer.cards],
-            "scores": [round(card.score, 6) for card in answer.cards],
+            "images": [card.title for card in cards],
+            "scores": [round(card.score, 6) for card in cards],
             "milliseconds": round(answer.milliseconds, 1),
         }
 
-    blocks = build(service, title)
+    os.environ["GRADIO_RUN_HISTORY"] = "False"  # what visitors asked would stay in their browsers
+    blocks = build(service, title, keep).queue(max_size=MOST_WAITING)
     return gr.mount_gradio_app(
-        app, blocks, path="/", max_file_size=LARGEST_UPLOAD, head=HEAD, theme=gr.themes.Soft(), show_error=False,
-        ssr_mode=False, footer_links=[], enable_monitoring=False,
+        app, blocks, path="/", max_file_size=LARGEST_FILE, css_paths=HERE / "page.css", theme=LOOKS,
+        show_error=False, ssr_mode=False, footer_links=[], enable_monitoring=False,
     )  # fmt: skip
 
 
@@ -96,14 +105,17 @@ def picture_response(make) -> Response:
     return Response(content, media_type="image/jpeg", headers=KEPT_BY_BROWSERS)
 
 
-def serve(galleries: Sequence[Gallery], host: str, port: int) -> None:
+def serve(galleries: Sequence[Gallery], host: str, port: int, keep: float | None = None) -> None:
     """Until it is stopped."""
     try:
         listening = socket.create_server((host, port))
     except (OSError, OverflowError) as error:
         raise UserError(f"--host {host} --port {port} cannot be listened on: {' '.join(str(error).split())}") from error
-    Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # of what visitors send
-    app = application(galleries)
+    if keep is not None and not any(map(knows_when_nothing_matches, galleries)):
+        raise UserError(
+            "--keep: the model has no cut-off; take an XMatchingModel that was trained with held-out captions"
+        )
+    app = application(galleries, keep=keep)
     print(f"http://{host}:{port}  ({len(galleries[0])} pictures; Ctrl-C ends it)", flush=True)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     server.run(sockets=[listening])

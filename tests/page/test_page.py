@@ -1,72 +1,39 @@
 """The page in a real browser: type, see, click, drop, upload, search again. And the JSON endpoint."""
 
 import base64
-import contextlib
 import io
 import json
-import threading
+import socket
 import time
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM
 from PIL import Image
 
 pytest.importorskip("gradio", reason="the page needs the extra `demo`")
 
-import uvicorn
+from page_in_browser import Page, served
 
 from imagedex.gallery.gallery import Gallery
-from imagedex.page import service
 from imagedex.page.server import application
 
 
-def paint(path, number):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(path)
-    return path
+def watch_calls(monkeypatch):
+    """A list that gets the address of each machine but this one which the server's process calls."""
+    called, connect = [], socket.socket.connect
 
+    def watched(own, address):
+        if own.family in (socket.AF_INET, socket.AF_INET6) and not str(address[0]).startswith(
+            ("127.", "::1", "localhost")
+        ):
+            called.append(address)
+        return connect(own, address)
 
-@pytest.fixture(scope="module", autouse=True)
-def only_copies_are_near():
-    """All noise looks alike to a model that was never trained."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service, "NEAR_DUPLICATE", 1 - 1e-6)
-        yield
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for number in range(6):
-        paint(folder / ("sea" if number % 2 else "wood") / f"{number}.png", number)
-    (folder / "sea" / "copy.png").write_bytes((folder / "sea" / "1.png").read_bytes())
-    paint(folder / "wood" / '<b>"x.png', 50)
-    paint(folder / "wood" / "${document.body.setAttribute('p',1)}`\\ {{value}}.png", 51)
-    (folder.parent / "secret.png").write_bytes((folder / "sea" / "1.png").read_bytes())
-    return folder
-
-
-@contextlib.contextmanager
-def served(app):
-    """The address of the application, on a port of its own."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def gallery(tiny_xmatching, photos, tmp_path_factory):
-    gallery = Gallery.open(tmp_path_factory.mktemp("galleries") / "g", str(tiny_xmatching), device="cpu")
-    gallery.add(photos)
-    return gallery
+    monkeypatch.setattr(socket.socket, "connect", watched)
+    return called
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +68,30 @@ def test_near_duplicates_are_folded_on_request(address):
     assert {"sea/1.png", "sea/copy.png"} <= set(one) and len({"sea/1.png", "sea/copy.png"} & set(folded)) <= 1
 
 
+def test_the_endpoint_leaves_out_what_probably_does_not_match(address, knowing):
+    with served(application([knowing])) as knows:
+        for keep in (0.5, 0.8, 0.2):
+            status, answer = ask(knows, query=["a dog"], top_k=50, keep=keep)
+            assert status == 200
+            assert answer["images"] == [one.image_id for one in knowing.search("a dog", top_k=50, keep=keep)]
+        assert len(ask(knows, query=["a dog"], top_k=50, keep=0.5)[1]["images"]) == 4
+    assert "bank" in ask(address, query=["a dog"], keep=0.5)[1]["detail"]  # a model that has none says so
+
+
+def test_more_than_is_read_is_refused(address):
+    for path, size in (("search", 2**18 + 1), ("gradio_api/queue/join", 2**18 + 1), ("gradio_api/upload", 2**28)):
+        path = path if path.startswith("gradio") else f"imagedex/{path}"
+        request = urllib.request.Request(f"{address}/{path}", b"{}", {"content-length": str(size)}, method="POST")
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(request, timeout=20)
+        assert error.value.code == 413
+
+
 @pytest.mark.parametrize(
     "body",
     [{}, {"query": []}, {"query": [""]}, {"query": "dog"}, {"query": ["dog"], "top_k": 0}, {"query": ["dog"], "top_k": 10**9},
-     {"query": ["dog"], "where": "__import__('os')"}, {"query": ["dog"] * 100}],
+     {"query": ["dog"], "where": "__import__('os')"}, {"query": ["dog"] * 100}, {"query": ["dog"], "keep": 1},
+     {"query": ["dog"], "keep": "nan"}],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_refused(address, body):
     assert ask(address, **body)[0] == 422
@@ -124,49 +111,18 @@ def test_nothing_but_the_gallery_is_served(address, gallery, photos):
         assert error.value.code in (403, 404, 422)
 
 
-class Page(Browser):
-    """The page, opened."""
-
-    def __init__(self, folder, address, **size):
-        super().__init__(folder, **size)
-        self.call("Page.navigate", url=address)
-        self.until(
-            "document.querySelector('#query :is(input, textarea)') && document.querySelector('#grid-0 .message')"
-        )
-
-    def until(self, expression, seconds=60):
-        end = time.time() + seconds
-        while not self.ask(f"!!({expression})"):
-            assert time.time() < end, f"never: {expression}"
-            time.sleep(0.05)
-
-    def type(self, selector, text):
-        left, top, right, bottom = self.box(selector)
-        self.click((left + right) / 2, (top + bottom) / 2)
-        self.ask(f"(field => (field.focus(), field.select()))(document.querySelector({json.dumps(selector)}))")
-        self.call("Input.insertText", text=text)
-        self.press("Enter")
-
-    def titles(self):
-        return self.ask("[...document.querySelectorAll('#grid-0 figure img')].map(image => image.alt)")
-
-    def choose(self, selector, *files):
-        root = self.call("DOM.getDocument")["root"]["nodeId"]
-        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self.call("DOM.setFileInputFiles", nodeId=node, files=list(map(str, files)))
-
-
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_type_see_click_drop_upload_and_search_again(address, gallery, photos, tmp_path):
+def test_type_see_click_drop_upload_and_search_again(address, gallery, photos, paint, hostile, tmp_path, monkeypatch):
+    called = watch_calls(monkeypatch)
     with Page(tmp_path, address, width=1200, height=900) as page:
         page.type("#query :is(input, textarea)", "a dog")
         page.until("document.querySelectorAll('#grid-0 figure').length == 8")  # nine, two of which are one
         shown = page.titles()
         assert shown[0] == gallery.search("a dog", top_k=1)[0].image_id and 'wood/<b>"x.png' in shown
         page.until("[...document.querySelectorAll('#grid-0 figure img')].every(image => image.naturalWidth > 0)")
-        hostile = "wood/${document.body.setAttribute('p',1)}`\\ {{value}}.png"  # shown as it is, and no program
-        assert hostile in shown and not page.ask("document.body.hasAttribute('p')")
+        assert hostile in shown  # as it is, and no program
+        assert not page.ask("document.body.hasAttribute('p')")
 
         left, top, right, bottom = page.box("#grid-0 figure")  # large, and closed by a key
         page.click((left + right) / 2, (top + bottom) / 2)
@@ -205,7 +161,7 @@ def test_type_see_click_drop_upload_and_search_again(address, gallery, photos, t
         time.sleep(0.5)
         assert page.ask("document.documentElement.scrollWidth") <= 390
         elsewhere = [url for url in page.requests if not url.startswith((address, "data:", "blob:"))]
-        assert elsewhere == []
+        assert elsewhere == [] and called == []
         assert len(base64.b64decode(page.screenshot())) > 10_000
 
 
@@ -219,3 +175,59 @@ def test_two_models_stand_beside_each_other(gallery, tiny_clip, photos, tmp_path
         for number in (0, 1):
             page.until(f"document.querySelectorAll('#grid-{number} figure').length > 3")
             assert page.ask(f"document.querySelector('#grid-{number} .heading').innerText").endswith("ms")
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_what_probably_does_not_match_is_hidden_and_shown_again(knowing, tmp_path):
+    visible = "[...document.querySelectorAll('#grid-0 figure')].filter(one => one.offsetParent).length"
+    with served(application([knowing], keep=0.5)) as address, Page(tmp_path, address) as page:
+        page.type("#query :is(input, textarea)", "a dog")
+        page.until("document.querySelector('#grid-0 .rest')?.innerText.includes('Show the rest')")
+        kept = len(knowing.search("a dog", top_k=99, keep=0.5))
+        assert 0 < page.ask(visible) <= kept < 8
+        page.ask("document.querySelector('#grid-0 .rest').click()")
+        page.until(f"{visible} == 8")
+        assert page.ask("document.activeElement.className") == "improbable"  # one goes on from there
+
+        page.ask("document.querySelector('#keep input').click()")
+        page.until(f"!document.querySelector('#grid-0 .improbable') && {visible} == 8")
+    with served(application([knowing], keep=0.2)) as address, Page(tmp_path / "second", address) as page:
+        page.type("#query :is(input, textarea)", "a dog")
+        page.until("document.querySelector('#grid-0 .message').innerText.includes('Nothing here seems to match')")
+        assert page.ask(visible) == 0
+        page.ask("document.querySelector('#grid-0 .rest').click()")
+        page.until(f"{visible} == 8 && !document.querySelector('#grid-0 .message')")
+
+
+class Writing:
+    """A gallery whose model writes identifiers, as far as the page sees it; its pictures are those of another."""
+
+    def __init__(self, gallery):
+        self.gallery, self.model = gallery, SimpleNamespace(name="runs/writer", paths=self.paths)
+
+    def __len__(self):
+        return len(self.gallery)
+
+    def __getattr__(self, name):
+        return getattr(self.gallery, name)
+
+    def paths(self, sentence, image_ids):
+        return [
+            [("2", -0.25, 3), (f"<{number}>", -1.5 - number, 12), ("</s>", -0.01, 1)]
+            for number in range(len(image_ids))
+        ]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_model_that_writes_identifiers_says_how(gallery, tmp_path):
+    with served(application([gallery, Writing(gallery)])) as address, Page(tmp_path, address) as page:
+        page.type("#query :is(input, textarea)", "a dog")
+        page.until("document.querySelectorAll('#grid-1 figure').length > 3")
+        page.ask("document.querySelector('#grid-1 summary').click()")
+        page.until("document.querySelector('#grid-1 .trie').getBoundingClientRect().height > 100")
+        texts = page.ask("[...document.querySelectorAll('#grid-1 .trie text')].map(text => text.textContent)")
+        assert {"2", "<0>", "-0.25", "-1.50", "3", "12", page.titles(1)[0]} <= set(texts)
+        assert not page.ask("!!document.querySelector('#grid-0 .trie')")
+        assert not page.ask("!!document.querySelector('#files')?.offsetParent")  # what has no identifier is not found
