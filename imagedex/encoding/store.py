@@ -32,7 +32,10 @@ RECORD = "store.json"
 FORMAT = 2
 KEY_BYTES = 16
 ROWS_PER_SHARD = 2048
-_ORIGIN = {"_name_or_path", "_commit_hash", "transformers_version", "architectures", "auto_map", "dtype", "torch_dtype"}
+_ORIGIN = {
+    "_name_or_path", "_commit_hash", "transformers_version", "architectures", "auto_map", "custom_pipelines", "dtype",
+    "torch_dtype",
+}  # fmt: skip
 _ATTEMPTS = 3  # at making the rows of a folder that somebody deletes
 BROKEN = (ValueError, KeyError, TypeError, AttributeError)  # what reading a damaged file raises
 _TYPES = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "U8": np.uint8}
