@@ -13,18 +13,18 @@ from imagedex.encoding.dual_encoder import load_dual_encoder
 from imagedex.encoding.index import encode_gallery, open_index
 from imagedex.errors import UserError
 from imagedex.files import writing_to
+from imagedex.identifiers.generative_model import (
+    GenerativeModel,
+    load_generative,
+    restricted,
+    without_identifier,
+)
 from imagedex.identifiers.new_pictures import VECTORS_FLAG, NewPictures
 from imagedex.modeling import GENERATIVE
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.retrieval.arguments import GenerativeArguments, RetrievalArguments
 from imagedex.retrieval.comparison import model_labels
-from imagedex.retrieval.generative import (
-    GenerativeModel,
-    GenerativeRetriever,
-    load_generative,
-    restricted,
-    without_identifier,
-)
+from imagedex.retrieval.generative import GenerativeRetriever
 from imagedex.retrieval.rerank import RerankedRetriever
 from imagedex.retrieval.retriever import Retriever, VectorRetriever
 
