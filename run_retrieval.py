@@ -8,10 +8,13 @@ r"""Ask trained models for pictures: a gallery and a file of sentences in; ranki
         --queries captions.csv --output_dir runs/reranked
     python run_retrieval.py --model_name_or_path runs/xmatching runs/codebook_t5 --dataset_name flickr8k \
         --queries captions.csv --output_dir runs/compared
+    python run_retrieval.py --model_name_or_path runs/xmatching --gallery my_gallery --queries sentences.txt \
+        --output_dir runs/of_my_gallery
 
 A model is an XMatchingModel, any dual encoder with get_text_features and get_image_features (CLIP, SigLIP), or one that
 writes identifiers (T5, CodebookT5, VisionGroundedT5), which finds the pictures it has learned; with --add_new_images also
-others, without training. Several models are compared in one table and on one contact sheet.
+others, without training. Several models are compared in one table and on one contact sheet. Of a gallery that
+`imagedex index` keeps (--gallery) nothing is encoded again.
 
 The queries are .txt (one sentence a line), .csv, .jsonl or .parquet. When the file has a column `image` with the right
 picture's image_id (its path relative to the gallery's folder), the figures are printed and written too. Rankings are
@@ -41,6 +44,7 @@ def main(argv=None, prog=None):
     from imagedex.evaluation.rankings import check_names
     from imagedex.retrieval import answering, comparison
     from imagedex.retrieval.gallery import read_gallery
+    from imagedex.retrieval.kept_gallery import KeptGallery
     from imagedex.retrieval.opening import Opener, check_kinds
     from imagedex.retrieval.queries import check_targets, open_queries
 
@@ -54,18 +58,15 @@ def main(argv=None, prog=None):
     check_kinds(args.model_name_or_path, generative)  # before the gallery, which may take long to read
     labels = comparison.model_labels(args.model_name_or_path)
     queries = open_queries(args.queries, args.query_column)
-    gallery = read_gallery(
-        args.image_dir,
-        args.dataset_name,
-        args.dataset_config_name,
-        args.dataset_split,
-        args.unreadable_images,
-        args.num_workers or None,
-        generative.held_out,
-    )
+    kept = KeptGallery(args.gallery) if args.gallery else None
+    corpus = args.image_dir, args.dataset_name, args.dataset_config_name, args.dataset_split, args.unreadable_images
+    if kept is None:
+        gallery = read_gallery(*corpus, args.num_workers or None, generative.held_out)
+    else:
+        gallery = kept.rows(generative.held_out)
     check_targets(queries, gallery["image_id"], args.queries)
     check_names(gallery["image_id"], args.output_format)
-    opener, alone = Opener(args, generative, gallery, queries, device, output_dir), len(labels) == 1
+    opener, alone = Opener(args, generative, gallery, queries, device, output_dir, kept), len(labels) == 1
     folders = {label: output_dir if alone else output_dir / comparison.folder_of(label) for label in labels}
     opened = {label: opener.open(label, name, folders[label]) for label, name in labels.items()}
     models = {label: [source for source, _ in part.kept] for label, part in opened.items()}

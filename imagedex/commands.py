@@ -25,7 +25,11 @@ class Parser(argparse.ArgumentParser):
 def parser_of(name: str, description: str) -> Parser:
     parser = Parser(f"imagedex {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gallery", metavar="FOLDER", help="the gallery's folder")
-    parser.add_argument("--model", metavar="DIR_OR_HUB_ID", help="a dual encoder; by default the gallery's own")
+    parser.add_argument(
+        "--model",
+        metavar="DIR_OR_HUB_ID",
+        help="a dual encoder, or a model that writes identifiers; by default the gallery's own",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the best there is")
     parser.add_argument(
         "--trust_remote_code", action="store_true", help="run the code that a model on the Hub brings with it"

@@ -22,6 +22,7 @@ from .caption_bank import CaptionBankMixin
 from .configuration_xmatching import XMatchingConfig
 from .gathering import gather_rows
 from .losses import hardest_hinge_loss, hinge_loss, info_nce_loss, paired_hinge_loss, sigmoid_loss
+from .retrieval_pipeline import RetrievalPipelineMixin
 from .sentence_transformers_files import write_sentence_transformers_files
 from .towers import (
     build_tower,
@@ -109,7 +110,7 @@ def embedding(vectors: torch.Tensor, output=None, asked: tuple[str, ...] = ()) -
     return BaseModelOutputWithPooling(pooler_output=F.normalize(vectors, dim=-1), **rest)
 
 
-class XMatchingModel(CaptionBankMixin, PreTrainedModel):
+class XMatchingModel(CaptionBankMixin, RetrievalPipelineMixin, PreTrainedModel):
     config_class = XMatchingConfig
     config: XMatchingConfig
     base_model_prefix = "xmatching"

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, T5Config, T5ForConditiona
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.utils.generic import can_return_tuple
 
+from .retrieval_pipeline import RetrievalPipelineMixin
 from .retrieving import RetrieveMixin
 from .towers import as_sequence, build_tower, load_tower, prefix_tokens, rest_frozen_parts, tower_width, trains
 
@@ -41,7 +42,7 @@ class PictureT5Output(Seq2SeqLMOutput):
     num_labels: torch.LongTensor | None = None
 
 
-class PictureT5(RetrieveMixin, T5ForConditionalGeneration):
+class PictureT5(RetrieveMixin, RetrievalPipelineMixin, T5ForConditionalGeneration):
     """A T5 with a vision tower. Weights are named as T5's, so a T5 checkpoint loads into it; `vision_model.` comes on top.
 
     A subclass says how picture rows are encoded (`encode`) and ends its `__init__` with `finish_init()`.

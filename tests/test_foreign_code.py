@@ -18,13 +18,13 @@ from imagedex.encoding.dual_encoder import load_dual_encoder
 from imagedex.encoding.store import Store
 from imagedex.errors import UserError
 from imagedex.evaluation.baselines import TextEncoder
+from imagedex.identifiers.generative_model import load_generative
 from imagedex.modeling.caption_bank import CaptionBank
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.modeling.modeling_codebook_t5 import CodebookT5
 from imagedex.modeling.modeling_xmatching import XMatchingModel
 from imagedex.modeling.processing_retrieval import RetrievalProcessor, SentenceProcessor
 from imagedex.modeling.two_towers import is_two_towers, load_two_towers
-from imagedex.retrieval.generative import load_generative
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 MODELS = {

@@ -1,5 +1,6 @@
 """The way to the Hub and back, by the real command lines, against a small Hub on the loopback interface."""
 
+import ast
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from PIL import Image as Pillow
 from safetensors.torch import load as load_safetensors
 from transformers import BertConfig, BertModel
 
+from imagedex.modeling import GENERATIVE
 from imagedex.modeling.modeling_xmatching import XMatchingModel
 from imagedex.modeling.processing_retrieval import RetrievalProcessor
 from imagedex.training.tokenizer import train_tokenizer
@@ -30,7 +32,7 @@ MODEL_FILES = {
     "configuration_xmatching.py", "modeling_xmatching.py", "processing_retrieval.py", "picture_reading.py", "losses.py",
     "gathering.py", "towers.py", "two_towers.py", "sentence_transformers_files.py", "modules.json", "sentence_bert_config.json",
     "config_sentence_transformers.json", "saved_files.py", "caption_bank.py", "caption_bank.safetensors",
-    "right_confidences.safetensors",
+    "right_confidences.safetensors", "retrieval_pipeline.py",
 }  # fmt: skip
 
 ELSEWHERE = """
@@ -205,6 +207,58 @@ def test_loads_from_the_hub_in_a_process_without_this_repository(run, pushed, tm
         image = model.get_image_features(batch["pixel_values"]).pooler_output
     torch.testing.assert_close(torch.tensor(found["text"]), text)
     torch.testing.assert_close(torch.tensor(found["image"]), image)
+
+
+PIPELINE = """
+from transformers import pipeline
+options = json.loads(sys.argv[2])
+pipe = pipeline("text-to-image-retrieval", model=name, trust_remote_code=True, device="cpu", revision=options.pop("revision"))
+print(json.dumps(pipe(options.pop("sentences"), **options)))
+"""
+
+
+def code_of(name: str, seen: frozenset = frozenset()) -> frozenset:
+    """The file, those that it imports, and those that they import, by their syntax."""
+    seen |= {name}
+    for node in ast.walk(ast.parse((ROOT / "modeling" / name).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and f"{node.module}.py" not in seen:
+            seen |= code_of(f"{node.module}.py", seen)
+    return seen
+
+
+def test_the_pipeline_from_the_hub(run, hub, pushed, flickr_folder, folder, save_generative, tmp_path):
+    """At the commit that was named, though what came later is broken; both kinds of model."""
+    paths = sorted(str(path) for path in (flickr_folder / "images").iterdir())
+    names, found = [Path(path).name for path in paths], {}
+    for kind in ("codebook_t5", "vision_grounded_t5"):
+        writer = save_generative(tmp_path / kind, kind, "naive", names)
+        code = {path.name for path in writer.glob("*.py")}
+        assert code == code_of(f"modeling_{kind}.py") and code >= {"processing_retrieval.py", "retrieval_pipeline.py"}
+    for name, source, options in (
+        ("someone/dual", {n: hub.files("someone/tiny")[n] for n in MODEL_FILES}, {"images": paths}),
+        ("someone/writer", writer, {}),
+    ):
+        hub.add(name, source)
+        repository = hub.repositories["model", name]
+        good, files = repository.commits[-1]
+        repository.commit(files | {"retrieval_pipeline.py": b"raise SystemExit(3)"}, "broken")
+        asked = {"sentences": SENTENCES, "top_k": 3, "revision": good} | options
+        done = run("-c", PREAMBLE + PIPELINE, name, json.dumps(asked), cwd=tmp_path, HF_HOME=str(tmp_path / "fresh"))
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[name] = json.loads(done.stdout.splitlines()[-1])
+    expected = GENERATIVE["vision_grounded_t5"].from_pretrained(writer).retrieve(SENTENCES, k=3)
+    for own, pairs in zip(found["someone/writer"], expected, strict=True):
+        assert [one["image_id"] for one in own] == [image_id for image_id, _ in pairs]
+    model, processor = XMatchingModel.from_pretrained(pushed).eval(), RetrievalProcessor.from_pretrained(pushed)
+    batch = processor(text=SENTENCES, images=paths, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**batch)
+        scores = model.search_scores(output.text_embeds, output.image_embeds)
+    for own, row in zip(found["someone/dual"], scores, strict=True):
+        best = row.sort(descending=True).values[:3].tolist()
+        named = [row[paths.index(one["image"])].item() for one in own]
+        assert [one["score"] for one in own] == pytest.approx(best, abs=1e-4)
+        assert named == pytest.approx(best, abs=1e-4)
 
 
 def test_retrieval_with_model_and_gallery_from_the_hub(run, pushed, flickr_folder, folder):

@@ -30,7 +30,7 @@ from imagedex.gallery import catalog, compaction, exporting, filters, scanning
 from imagedex.gallery.engines.index import Pictures
 from imagedex.gallery.engines.searcher import Searcher
 from imagedex.gallery.model import DEFAULT_MODEL, GalleryModel
-from imagedex.gallery.pictures import IndexedPictures, PlacedPictures, open_picture
+from imagedex.gallery.pictures import IndexedPictures, PlacedPictures, open_picture, readable_picture
 from imagedex.gallery.processes import Processes
 from imagedex.gallery.query import Part, read_parts
 
@@ -44,7 +44,8 @@ VECTOR_TYPES = {"float32": np.float32, "float16": np.float16}
 
 @dataclass
 class Found:
-    """A picture that was found. score: a cosine, less the picture's bias where the model has kept a bank against hubs."""
+    """A picture that was found. score: a cosine, less the picture's bias where the model has kept a bank against hubs; of a
+    model that writes identifiers a log-probability in nats."""
 
     image_id: str
     path: str
@@ -79,7 +80,8 @@ class Gallery:
         """Opens a gallery, or begins one where there is none: its folder is made when the first picture is added.
 
         Args:
-            model: a dual encoder's folder or Hub id; by default the gallery's own, and of a new one SigLIP 2.
+            model: folder or Hub id of a dual encoder, or of a model that writes identifiers, which any gallery may be asked with;
+                by default the gallery's own, and of a new one SigLIP 2.
             vector_type: "float32" or "float16", which takes half the room; of a new gallery.
             engine: "auto", "exact", "faiss", "milvus" or "milvus:URI", see `imagedex.gallery.engines`; by default the one that it
                 was last filled with.
@@ -106,13 +108,25 @@ class Gallery:
         if model is None and header is None:
             logger.warning("no model was named, so %s is taken", DEFAULT_MODEL)
         name = model or (header.model if header else DEFAULT_MODEL)
-        opened = GalleryModel(name, device, trust_remote_code, header)
-        gallery = cls(folder, opened, header, table, header.vector_type if header else vector_type or "float32", engine)
-        if header and opened.name != header.model and opened.maker != header.maker:
+        kind, opened = cls._kind(GalleryModel(name, device, trust_remote_code, header))
+        gallery = kind(
+            folder, opened, header, table, header.vector_type if header else vector_type or "float32", engine
+        )
+        if header and opened.name != header.model and opened.maker and opened.maker != header.maker:
             raise UserError(
                 f"the gallery {folder} is of {header.model}; {model} would see its pictures otherwise: make another"
             )
         return gallery
+
+    @classmethod
+    def _kind(cls, model: GalleryModel) -> tuple[type["Gallery"], GalleryModel]:
+        """The class of a gallery that is asked with this model, and the model as that class has it."""
+        from imagedex.gallery import identified  # which builds on this file
+
+        if not identified.writes_identifiers(model):
+            return cls, model
+        options = model.name, model.device, model.trust_remote_code, model.header
+        return identified.IdentifierGallery, identified.IdentifierModel(*options)
 
     def __len__(self) -> int:
         """Pictures that can be found."""
@@ -325,10 +339,7 @@ class Gallery:
             return part.vector
         if not part.path and part.picture is None:
             return encode_texts(encoder.model, encoder.tokenizer, [part.text], text_kwargs=encoder.text_kwargs)[0]
-        pictures = PlacedPictures([part.picture or part.path])
-        _, broken = pictures[0]
-        if broken:
-            raise UserError(f"cannot read the picture {part.path}: {broken}")
+        pictures = PlacedPictures([readable_picture(part.picture or part.path)])
         return next(image_vector_batches(encoder.model, encoder.image_processor, pictures, [[0]]))[0]
 
     def search_vectors(

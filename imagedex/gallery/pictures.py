@@ -84,6 +84,14 @@ class PlacedPictures(torch.utils.data.Dataset):
             return None, reason(error)
 
 
+def readable_picture(place: str | Path | Image.Image) -> Image.Image:
+    """A picture that somebody asks with. Raises `UserError` for one that cannot be read."""
+    picture, broken = PlacedPictures([place])[0]
+    if broken:
+        raise UserError(f"cannot read the picture {'' if isinstance(place, Image.Image) else place}: {broken}")
+    return picture
+
+
 class IndexedPictures(torch.utils.data.Dataset):
     """As `PlacedPictures`, of pictures whose content was looked at: keys (N, 16) are its hashes. Raises `UserError` for a file
     that is another one by now, or that cannot be opened: a vector belongs to a content."""

@@ -82,7 +82,7 @@ def recorded(args: RetrievalArguments, generative: GenerativeArguments) -> dict:
 
 def check_apart(output_dir: Path, args: RetrievalArguments) -> None:
     """Refuses an output folder among the pictures: the next run would take the contact sheet for one of them."""
-    for name in ("image_dir", "dataset_name"):
+    for name in ("image_dir", "dataset_name", "gallery"):
         source = getattr(args, name)
         if source and Path(source).is_dir() and output_dir.resolve().is_relative_to(Path(source).resolve()):
             raise UserError(f"--output_dir {output_dir} lies inside --{name} {source}; give a folder outside of it")

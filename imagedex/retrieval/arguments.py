@@ -31,6 +31,9 @@ class RetrievalArguments:
     dataset_name: str | None = argument(
         "The gallery: the pictures of a corpus (Hub id, built-in name or folder); for a t5 also the documents of one."
     )
+    gallery: str | None = argument(
+        "The gallery: a folder that `imagedex index` keeps. Nothing is encoded where its vectors are the model's."
+    )
     dataset_config_name: str | None = argument("Configuration of the dataset.")
     dataset_split: str = argument("Split of the dataset that is the gallery, or all of them.", "all")
     top_k: int = argument("Pictures to find for each sentence.", 10)
@@ -60,8 +63,14 @@ class RetrievalArguments:
         for name in ("model_name_or_path", "queries", "output_dir"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is needed; --help lists the arguments")
-        if not self.image_dir and not self.dataset_name:
-            raise ValueError("no gallery: give a folder of pictures with --image_dir, or a corpus with --dataset_name")
+        if not self.image_dir and not self.dataset_name and not self.gallery:
+            raise ValueError(
+                "no gallery: give a folder of pictures with --image_dir, a corpus with --dataset_name, or a gallery that "
+                "imagedex index made with --gallery"
+            )
+        beside = [name for name in ("image_dir", "dataset_name") if getattr(self, name)]
+        if self.gallery and beside:
+            raise ValueError(f"--gallery and --{beside[0]}: give one or the other")
 
 
 @dataclass

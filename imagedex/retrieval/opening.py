@@ -9,22 +9,24 @@ from pathlib import Path
 import torch
 
 from imagedex.checkpoints import MODEL_FLAG, read_model_type
-from imagedex.encoding.dual_encoder import load_dual_encoder
+from imagedex.encoding.dual_encoder import DualEncoder, load_dual_encoder
 from imagedex.encoding.index import encode_gallery, open_index
 from imagedex.errors import UserError
 from imagedex.files import writing
+from imagedex.gallery.gallery import VECTORS
+from imagedex.identifiers.generative_model import (
+    GenerativeModel,
+    load_generative,
+    restricted,
+    without_identifier,
+)
 from imagedex.identifiers.new_pictures import VECTORS_FLAG, NewPictures
 from imagedex.modeling import GENERATIVE
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.retrieval.arguments import GenerativeArguments, RetrievalArguments
 from imagedex.retrieval.comparison import model_labels
-from imagedex.retrieval.generative import (
-    GenerativeModel,
-    GenerativeRetriever,
-    load_generative,
-    restricted,
-    without_identifier,
-)
+from imagedex.retrieval.generative import GenerativeRetriever
+from imagedex.retrieval.kept_gallery import KeptGallery
 from imagedex.retrieval.rerank import RerankedRetriever
 from imagedex.retrieval.retriever import Retriever, VectorRetriever
 
@@ -82,14 +84,15 @@ class Opener:
     Args:
         gallery: rows of the schema; of documents without `image`.
         queries: the sentences that will be asked, which can be gone through as often as wanted.
+        kept: the gallery on disk that the rows are of, if they are of one.
     """
 
     def __init__(
         self, args: RetrievalArguments, generative: GenerativeArguments, gallery, queries: Iterable[str],
-        device: str | torch.device, output_dir: Path,
+        device: str | torch.device, output_dir: Path, kept: KeptGallery | None = None,
     ):  # fmt: skip
         self.args, self.generative, self.gallery, self.queries = args, generative, gallery, queries
-        self.device, self.output_dir = device, output_dir
+        self.device, self.output_dir, self.kept = device, output_dir, kept
         self.reranker: Callable[[], VectorRetriever] | None = None
 
     def open(self, label: str, name: str, folder: Path) -> Opened:
@@ -99,30 +102,23 @@ class Opener:
         """
         if read_model_type(name) in GENERATIVE:
             return self.identifiers(label, name, folder)
-        return Opened(self.vectors(label, name, folder / "index"), kept=[(name, folder / "index")])
+        start, index_dir = self.vectors(label, name, folder / "index")
+        return Opened(start, kept=[(name, index_dir)])
 
-    def vectors(self, label: str, name: str, index_dir: Path, flag: str = MODEL_FLAG) -> Callable[[], VectorRetriever]:
-        """A dual encoder over the gallery; `index_dir` keeps the vectors."""
+    def vectors(
+        self, label: str, name: str, index_dir: Path, flag: str = MODEL_FLAG
+    ) -> tuple[Callable[[], VectorRetriever], Path]:
+        """A dual encoder over the gallery, and where the vectors lie: in `index_dir`, or with the gallery that has them."""
         if "image" not in self.gallery.column_names:
             raise UserError(
                 f"--{flag} {name} finds pictures, but --dataset_name {self.args.dataset_name} holds documents; give a t5"
             )
         encoder = load_dual_encoder(name, self.args.trust_remote_code, self.device, flag)
         bank = encoder.bank if self.args.hub_bias else None
-        store = open_index(index_dir, encoder.model, encoder.image_processor, encoder.bank)
+        vectors_of, index_dir = self.encoded(encoder, index_dir)
 
         def start() -> VectorRetriever:
-            vectors, bias = encode_gallery(
-                store,
-                encoder.model,
-                encoder.image_processor,
-                self.gallery,
-                encoder.bank,
-                batch_size=self.args.batch_size,
-                device=self.device,
-                num_workers=self.args.num_workers,
-                progress=True,
-            )
+            vectors, bias = vectors_of()
             return VectorRetriever(
                 label,
                 self.gallery["image_id"],
@@ -134,7 +130,19 @@ class Opener:
                 text_kwargs=encoder.text_kwargs,
             )
 
-        return start
+        return start, index_dir
+
+    def encoded(self, encoder: DualEncoder, index_dir: Path) -> tuple[Callable[[], tuple], Path]:
+        """What gives the vectors and biases of the gallery, and where they lie."""
+        if self.kept is not None and self.kept.is_of(encoder):
+            return self.kept.vectors, self.kept.folder / VECTORS
+        if self.kept is not None:
+            logger.warning("%s has no vectors of %s: its pictures are encoded", self.kept.folder, encoder.name)
+        model, image_processor, bank = encoder.model, encoder.image_processor, encoder.bank
+        store = open_index(index_dir, model, image_processor, bank)
+        args, options = self.args, {"device": self.device, "progress": True}
+        options |= {"batch_size": args.batch_size, "num_workers": args.num_workers}
+        return lambda: encode_gallery(store, model, image_processor, self.gallery, bank, **options), index_dir
 
     def identifiers(self, label: str, name: str, folder: Path) -> Opened:
         """A generative model over those pictures of the gallery that have an identifier."""
@@ -187,6 +195,6 @@ class Opener:
         """The dual encoder of --rerank_with, loaded and encoded once for all models."""
         if self.reranker is None:
             name = self.generative.rerank_with
-            start = self.vectors(next(iter(model_labels([name]))), name, self.rerank_index, RERANK_FLAG)
+            start, _ = self.vectors(next(iter(model_labels([name]))), name, self.rerank_index, RERANK_FLAG)
             self.reranker = functools.cache(start)
         return self.reranker

@@ -10,11 +10,11 @@ from imagedex.corpora import load_corpus, split_corpus
 from imagedex.encoding.dual_encoder import load_dual_encoder
 from imagedex.encoding.vectors import encode_images
 from imagedex.errors import UserError
+from imagedex.identifiers.generative_model import load_generative
 from imagedex.identifiers.new_pictures import NewPictures, agreement
 from imagedex.modeling.modeling_xmatching import XMatchingModel
 from imagedex.modeling.processing_retrieval import RetrievalProcessor
 from imagedex.retrieval.gallery import read_gallery
-from imagedex.retrieval.generative import load_generative
 
 FLAG = "--identifier_vectors_from"
 

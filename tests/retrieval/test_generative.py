@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from imagedex.errors import UserError
+from imagedex.identifiers.generative_model import load_generative, restricted, without_identifier
 from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
 from imagedex.modeling.identifiers import Identifiers
-from imagedex.retrieval.generative import GenerativeRetriever, load_generative, restricted, without_identifier
+from imagedex.retrieval.generative import GenerativeRetriever
 
 QUERIES = ["A red dog (on the LEFT)!", "the blue half", "yellow grass", "a red dog on the left"]
 

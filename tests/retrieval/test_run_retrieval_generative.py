@@ -19,10 +19,10 @@ from imagedex.encoding.vectors import encode_images, encode_texts
 from imagedex.errors import UserError
 from imagedex.evaluation.rankings import read_rankings
 from imagedex.identifiers import new_pictures
+from imagedex.identifiers.generative_model import load_generative
 from imagedex.modeling.constrained_decoding import score_identifiers
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.retrieval.gallery import read_gallery
-from imagedex.retrieval.generative import load_generative
 
 SENTENCES = ["a red dog", "the blue half is on the left side", "yellow", "dog runs in the grass", "a green side of"]
 

@@ -1,5 +1,6 @@
 """The snippets of each card run as printed, in a fresh process, and a saved model names no folder of the machine it came from."""
 
+import ast
 import json
 import re
 import subprocess
@@ -69,6 +70,7 @@ def saved(towers, flickr_folder, tmp_path_factory):
     return {name: runs / name for name in made}
 
 
+INDEXING = ("codebook_t5_indexing", "vision_grounded_t5_indexing")
 KINDS = ["xmatching", "codebook_t5", "codebook_t5_indexing", "vision_grounded_t5_indexing", "vision_grounded_t5", "t5"]
 
 
@@ -77,7 +79,7 @@ def test_the_snippets_of_a_card_run_as_printed(saved, tmp_path, name):
     """Beside the model's folder, as the card names it; a plain T5 has no code of its own and needs imagedex."""
     card = (saved[name] / "README.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert len(snippets) == (2 if name == "xmatching" else 1)
+    assert len(snippets) == (3 if name == "xmatching" else 1 if name in ("t5", *INDEXING) else 2)
     assert 'revision="' in card
     (tmp_path / name).symlink_to(saved[name])
     Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.jpg")
@@ -89,7 +91,11 @@ def test_the_snippets_of_a_card_run_as_printed(saved, tmp_path, name):
             [sys.executable, "-c", snippet], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        if name == "xmatching":
+        if "pipeline(" in snippet:
+            found = ast.literal_eval(done.stdout.splitlines()[-1])
+            assert 1 <= len(found) <= 5
+            assert all((one.get("image") or one["image_id"]).endswith(".jpg") and "score" in one for one in found)
+        elif name == "xmatching":
             assert -1.001 <= float(re.search(r"\[\[(.*?)\]\]", done.stdout)[1]) <= 1.001
         else:
             lines = done.stdout.splitlines()
