@@ -100,7 +100,7 @@ def search_identifiers(
     tokens, parents = torch.full_like(nodes, start_token_id), torch.zeros_like(nodes)
     totals = torch.zeros(queries, 1, device=device)
     for depth, level in enumerate(levels):
-        looks = device.type == "cpu" or depth >= trie.shortest
+        looks = not asynchronous(device) or depth >= trie.shortest
         if looks and not (totals[:, 0] > found.scores[:, -1]).any():
             break  # a score only falls as it goes on
         length = forced(trie, level, nodes, looks)
@@ -122,6 +122,11 @@ def search_identifiers(
             nodes, parents = reached.gather(1, kept), beams.gather(1, kept)
             tokens = trie.child_tokens[nodes - 1]
     return found.scores, found.rows
+
+
+def asynchronous(device: torch.device) -> bool:
+    """Whether one has to wait for the device to learn what it has computed."""
+    return device.type != "cpu"
 
 
 def forced(trie: IdentifierTrie, level, nodes: torch.Tensor, looks: bool) -> int:

@@ -198,8 +198,7 @@ def _greedy_scores(logits: tuple[torch.Tensor, ...], written: torch.Tensor, eos_
 
 
 def _encode(model, inputs: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Encoder states (B, S, d) and their mask (B, S). As `generate` has it: what a Trainer passes along as targets is left out,
-    and sentences without a mask are read as far as their padding."""
+    """Encoder states (B, S, d) and their mask (B, S). As `generate` has it: what a Trainer passes along as targets is left out."""
     inputs = {name: value for name, value in inputs.items() if name != "labels" and not name.startswith("target_")}
     mask = inputs.get("attention_mask")
     if inputs.get("encoder_outputs") is not None:
@@ -207,9 +206,7 @@ def _encode(model, inputs: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
     if hasattr(model, "encode"):
         output, mask = model.encode(**inputs)
         return output.last_hidden_state, mask
-    if mask is None and inputs.get("input_ids") is not None:
-        mask = inputs["input_ids"] != _token_id(model, "pad_token_id")
-    output = model.get_encoder()(**inputs | {"attention_mask": mask}, return_dict=True)
+    output = model.get_encoder()(**inputs, return_dict=True)
     return output.last_hidden_state, mask
 
 

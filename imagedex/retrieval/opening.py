@@ -22,7 +22,6 @@ from imagedex.retrieval.generative import (
     GenerativeModel,
     GenerativeRetriever,
     load_generative,
-    restricted,
     without_identifier,
 )
 from imagedex.retrieval.rerank import RerankedRetriever
@@ -147,7 +146,7 @@ class Opener:
             known = self.adder().identifiers(parts, missing)
         elif generative.add_new_images:
             logger.warning("--add_new_images: every one of the %d %s has an identifier already", len(image_ids), noun)
-        searched = restricted(known, image_ids)
+        searched = known.restricted(image_ids)
         if len(searched) < len(known):
             there = len(searched), len(known), noun
             logger.info(
