@@ -99,23 +99,25 @@ def test_as_generate(build, picture_batch, monkeypatch, kind, scheme):
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, "autocast"])
 @pytest.mark.parametrize("kind", ["t5", "gated, untied", "vision_grounded_t5"])
 def test_in_half_precision_as_generate_to_within_its_rounding(build, picture_batch, monkeypatch, kind, dtype):
     """Of the same size of error against float32, and the same best identifier wherever float32 has no doubt."""
     model, inputs, identifiers = build(kind), texts(picture_batch, "right"), identifiers_of("naive")
     exact, order = rank_identifiers(model, identifiers, inputs, COUNT)
-    model.to(dtype)
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast")
+    if dtype != "autocast":
+        model.to(dtype)
+    with mixed:
+        found = rank_identifiers(model, identifiers, inputs, COUNT)
+        expected = by_generate(monkeypatch, model, identifiers, inputs, COUNT)
     errors = []
-    for scores, rows in (
-        rank_identifiers(model, identifiers, inputs, COUNT),
-        by_generate(monkeypatch, model, identifiers, inputs, COUNT),
-    ):
+    for scores, rows in (found, expected):
         own = torch.zeros_like(scores).scatter(1, rows, scores)
         errors.append((own - torch.zeros_like(exact).scatter(1, order, exact)).abs().max())
         sure = exact[:, 0] - exact[:, 1] > 2 * errors[-1]
         assert torch.equal(rows[sure, 0], order[sure, 0])
-    assert errors[0] < 1.5 * errors[1] + 1e-3
+    assert 0 < errors[0] < 1.5 * errors[1] + 1e-3
 
 
 def children_scores(model, identifiers, inputs):
