@@ -156,16 +156,16 @@ def test_adapters_count(build, picture_batch, monkeypatch, target):
     assert (found[0] - without[0]).abs().max() > 0.01
     assert_same(found, by_generate(monkeypatch, model, identifiers, inputs, COUNT))
     alone = identifiers_of("rq", [[5, 6, 7], [8, 9, 10]])  # whose last tokens are scored together
-    assert_same(
-        rank_identifiers(model, alone, inputs, 2), by_generate(monkeypatch, model, alone, inputs, 2)
-    )
+    assert_same(rank_identifiers(model, alone, inputs, 2), by_generate(monkeypatch, model, alone, inputs, 2))
 
 
 def passes(monkeypatch, *args, **kwargs):
     """(B, R, L) of the tokens that each pass of the decoder takes."""
     shapes, call = [], BeamDecoder.__call__
     monkeypatch.setattr(
-        BeamDecoder, "__call__", lambda self, tokens, parents: shapes.append(tuple(tokens.shape)) or call(self, tokens, parents)
+        BeamDecoder,
+        "__call__",
+        lambda self, tokens, parents: shapes.append(tuple(tokens.shape)) or call(self, tokens, parents),
     )
     rank_identifiers(*args, **kwargs)
     monkeypatch.setattr(BeamDecoder, "__call__", call)
@@ -182,7 +182,9 @@ def test_no_more_is_decoded_than_there_is_to_choose(build, picture_batch, monkey
     assert passes(monkeypatch, model, alone, inputs, 10) == [(3, 1, 4)]
     assert passes(monkeypatch, model, alone, inputs, 10, over="children") == []
     deep = [[4], *([5] * length for length in range(1, 30))]
-    assert len(passes(monkeypatch, model, identifiers_of("semantic", deep), inputs, 2)) < 29  # two are found, and none is better
+    assert (
+        len(passes(monkeypatch, model, identifiers_of("semantic", deep), inputs, 2)) < 29
+    )  # two are found, and none is better
 
 
 class Watched(TorchDispatchMode):
@@ -203,7 +205,9 @@ class Watched(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("over", ["vocabulary", "children"])
-def test_nothing_waits_for_the_device_and_shapes_do_not_depend_on_what_is_found(build, picture_batch, monkeypatch, over):
+def test_nothing_waits_for_the_device_and_shapes_do_not_depend_on_what_is_found(
+    build, picture_batch, monkeypatch, over
+):
     monkeypatch.setattr(beam_search, "asynchronous", lambda device: True)
     model, trie = build("t5"), identifiers_of("rq").trie
     expected = None

@@ -158,7 +158,11 @@ def test_levels_tails_and_children_are_those_of_the_dictionary(seed, count, voca
         words = trie.words(depth)
         there = set().union(*(following[prefix] for prefix in inner))
         if isinstance(words, slice):  # with at most as many others in between
-            assert min(there) == words.start and max(there) == words.stop - 1 and words.stop - words.start <= 2 * len(there)
+            assert (
+                min(there) == words.start
+                and max(there) == words.stop - 1
+                and words.stop - words.start <= 2 * len(there)
+            )
         else:
             assert words.tolist() == sorted(there)
         nodes = trie.walk(torch.tensor(inner, dtype=torch.int64).view(len(inner), depth))

@@ -153,7 +153,9 @@ def test_evaluation_with_sharded_parameters(ranks, kind, monkeypatch):
         model, calls = writer(kind), []
         scores, rows = rank_identifiers(model, LENGTHS, asked(kind, rank), 2)
         model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        monkeypatch.setattr("imagedex.modeling.constrained_decoding.searchable", lambda *_: False)  # as where it is sharded
+        monkeypatch.setattr(
+            "imagedex.modeling.constrained_decoding.searchable", lambda *_: False
+        )  # as where it is sharded
         rank_identifiers(model, LENGTHS, asked(kind, rank), 2)
         monkeypatch.undo()
         assert torch.equal(ranks[rank][kind][1], rows)
