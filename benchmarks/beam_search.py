@@ -3,10 +3,10 @@
     python benchmarks/beam_search.py              # half an hour on two cores; a GPU when there is one
     python benchmarks/beam_search.py --small      # a minute: 4 queries, 5,000 identifiers
 
-A T5 of t5-small's size with random weights answers the same queries in each way, from what its encoder gave, one after the other in
-turns. The floor is T5's own decoder and full output layer on just the rows that must be scored, with one copy of the encoder's keys and
-values: no trie, no choice of beams, no softmax. The last row of each scheme says what share of a search is neither decoder nor output
-layer, at ten times the identifiers.
+A T5 of t5-small's size with random weights answers the same queries in each way, from what its encoder gave, in turns. The floor
+is T5's own decoder and full output layer on just the rows that must be scored, with one copy of the encoder's keys and values: no
+trie, no choice of beams, no softmax. The last row of each scheme says what share of our search is neither decoder nor output
+layer with its softmax, at ten times the identifiers.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def t5_small(device):
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(T5Config(vocab_size=WORDS + 300, decoder_start_token_id=0)).to(device).eval()
     with torch.no_grad():
-        model.shared.weight.mul_(0.3)  # random embeddings are far apart: without this one word would have all of the probability
+        model.shared.weight.mul_(0.3)  # or one word, by chance, would have all of the probability
     return model
 
 
@@ -164,7 +164,7 @@ def compared(ways: Ways, repeats: int) -> list[dict]:
 
 
 def constraint_share(ways: Ways, repeats: int) -> list[float]:
-    """What share of our search is neither decoder nor output layer: the trie, the choice of beams. Per cent, one a repeat."""
+    """Per cent of our search that are neither decoder nor output layer: the trie, the choice of beams. One a repeat."""
     from imagedex.modeling.beam_search import BeamDecoder, Scores
 
     spent = []
@@ -179,7 +179,12 @@ def constraint_share(ways: Ways, repeats: int) -> list[float]:
 
     shares = []
     with ExitStack() as patches:
-        for owner, name in ((BeamDecoder, "__init__"), (BeamDecoder, "__call__"), (Scores, "logits"), (Scores, "of_tokens")):
+        for owner, name in (
+            (BeamDecoder, "__init__"),
+            (BeamDecoder, "__call__"),
+            (Scores, "logits"),
+            (Scores, "of_tokens"),
+        ):
             patches.enter_context(mock.patch.object(owner, name, counting(getattr(owner, name))))
         for _ in range(repeats + 1):
             spent.clear()
@@ -208,7 +213,12 @@ def main():
     model = t5_small(device)
     versions = {name: module.__version__ for name, module in (("torch", torch), ("transformers", transformers))}
     same = {"batch": batch, "beams": arguments.beams, "input_tokens": arguments.input_tokens, "repeats": repeats}
-    same |= {"hardware": hardware(), "threads": torch.get_num_threads(), "python": platform.python_version(), **versions}
+    same |= {
+        "hardware": hardware(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **versions,
+    }
     with torch.no_grad():
         ids = torch.randint(2, WORDS, (batch, arguments.input_tokens), device=device)
         states = model.encoder(input_ids=ids).last_hidden_state
@@ -217,7 +227,10 @@ def main():
         found = compared(Ways(model, identifiers_of(scheme, count), states, arguments.beams), repeats)
         shares = constraint_share(Ways(model, identifiers_of(scheme, 10 * count), states, arguments.beams), repeats)
         rows += [{"scheme": scheme, "identifiers": count} | row | same for row in found]
-        share = {"constraint_percent": round(float(np.median(shares)), 2), "constraint_percent_most": round(max(shares), 2)}
+        share = {
+            "constraint_percent": round(float(np.median(shares)), 2),
+            "constraint_percent_most": round(max(shares), 2),
+        }
         rows.append({"scheme": scheme, "identifiers": 10 * count, "way": NAMES["ours"]} | share | same)
         for row in rows[-len(found) - 1 :]:
             print(*(f"{name} {row[name]}" for name in COLUMNS[:12] if name in row), sep=", ", flush=True)

@@ -34,7 +34,8 @@ class BeamDecoder:
             dtype = self.encoded[0][0].dtype
             self.mask = torch.where(mask.bool(), 0.0, torch.finfo(dtype).min).to(dtype)[:, None, None]  # (B, 1, 1, S)
         self.written: list[torch.Tensor] = []  # a layer: (2, B * positions, H * d_kv), keys and values of all positions
-        self.ways = torch.empty(self.rows, 1, 0, dtype=torch.int64, device=states.device)  # (B, R, t) positions of each beam
+        # (B, R, t) positions that each beam came by
+        self.ways = torch.empty(self.rows, 1, 0, dtype=torch.int64, device=states.device)
 
     def heads(self, states: torch.Tensor) -> torch.Tensor:
         """(M, T, H * d_kv) -> (M, H, T, d_kv)"""

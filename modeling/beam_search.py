@@ -50,8 +50,12 @@ class Scores:
     def logsumexp(self, states: torch.Tensor) -> torch.Tensor:
         """(B, R, d_model) -> (B, R, 1) of the logits of all words, some words after the others."""
         at_once = max(1, LOGITS_AT_ONCE.get(states.device.type, ON_ACCELERATORS) // states[..., 0].numel())
-        parts = [F.linear(states, some).float().logsumexp(-1) for some in self.output.weight.split(at_once)]
-        return torch.stack(parts, dim=-1).logsumexp(-1, keepdim=True)
+        parts = []
+        for words in self.output.weight.split(at_once):
+            logits = F.linear(states, words).float()
+            most = logits.amax(-1, keepdim=True)
+            parts.append(logits.sub_(most).exp_().sum(-1, keepdim=True).log_().add_(most))
+        return torch.cat(parts, dim=-1).logsumexp(-1, keepdim=True)
 
     def of_tokens(self, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """States (B, R, L, d_model) and tokens (B, R, L) -> log-probabilities over the vocabulary (B, R, L)."""
@@ -100,7 +104,7 @@ def search_identifiers(
     tokens, parents = torch.full_like(nodes, start_token_id), torch.zeros_like(nodes)
     totals = torch.zeros(queries, 1, device=device)
     for depth, level in enumerate(levels):
-        looks = device.type == "cpu" or depth >= trie.shortest
+        looks = not asynchronous(device) or depth >= trie.shortest
         if looks and not (totals[:, 0] > found.scores[:, -1]).any():
             break  # a score only falls as it goes on
         length = forced(trie, level, nodes, looks)
@@ -113,7 +117,9 @@ def search_identifiers(
         best, places = candidates.topk(min(2 * num_beams, candidates.shape[1]))
         beams = places // level.width
         reached = trie.child_offsets[nodes.gather(1, beams)] + places % level.width + 1
-        if level.ends:  # of the ends only those among the first beams count, as in `generate`; the others go on without them
+        if (
+            level.ends
+        ):  # of the ends only those among the first beams count, as in `generate`; the others go on without them
             rows = trie.rows[reached]
             found.add(best[:, :num_beams], rows[:, :num_beams])
             best = best.masked_fill(rows >= 0, -torch.inf)
@@ -122,6 +128,11 @@ def search_identifiers(
             nodes, parents = reached.gather(1, kept), beams.gather(1, kept)
             tokens = trie.child_tokens[nodes - 1]
     return found.scores, found.rows
+
+
+def asynchronous(device: torch.device) -> bool:
+    """Whether one has to wait for the device to learn what it has computed."""
+    return device.type != "cpu"
 
 
 def forced(trie: IdentifierTrie, level, nodes: torch.Tensor, looks: bool) -> int:

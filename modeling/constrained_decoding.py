@@ -128,7 +128,7 @@ def _by_our_beams(model, identifiers: Identifiers, inputs: dict, beams: int, ove
 def _by_generate(model, identifiers: Identifiers, inputs: dict, beams: int, over: str):
     """As `search_identifiers`, by the model's own `generate`."""
     if over != "vocabulary":
-        raise ValueError(f'over={over!r} needs a T5 in one place; {type(model).__name__} is searched by generate here')
+        raise ValueError(f"over={over!r} needs a T5 in one place; {type(model).__name__} is searched by generate here")
     pad = _token_id(model, "pad_token_id")
     search = {"num_beams": beams, "num_return_sequences": beams, "length_penalty": 0.0, "early_stopping": False}
     output = model.generate(
@@ -232,8 +232,7 @@ def _greedy_scores(logits: tuple[torch.Tensor, ...], written: torch.Tensor, eos_
 
 
 def _encode(model, inputs: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Encoder states (B, S, d) and their mask (B, S). As `generate` has it: what a Trainer passes along as targets is left out,
-    and sentences without a mask are read as far as their padding."""
+    """Encoder states (B, S, d) and their mask (B, S). As in `generate`, targets that a Trainer passes along are left out."""
     inputs = {name: value for name, value in inputs.items() if name != "labels" and not name.startswith("target_")}
     mask = inputs.get("attention_mask")
     if inputs.get("encoder_outputs") is not None:
@@ -241,9 +240,7 @@ def _encode(model, inputs: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
     if hasattr(model, "encode"):
         output, mask = model.encode(**inputs)
         return output.last_hidden_state, mask
-    if mask is None and inputs.get("input_ids") is not None:
-        mask = inputs["input_ids"] != _token_id(model, "pad_token_id")
-    output = model.get_encoder()(**inputs | {"attention_mask": mask}, return_dict=True)
+    output = model.get_encoder()(**inputs, return_dict=True)
     return output.last_hidden_state, mask
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -177,6 +177,26 @@ class Identifiers:
                 f"these identifiers belong to another gallery: {len(missing)} of its {len(asked)} pictures have no "
                 f"identifier and {len(extra)} of the {len(self)} identifiers name no picture of it ({example})"
             )
+
+    def restricted(self, image_ids: Iterable[str]) -> "Identifiers":
+        """Those of these pictures alone, in the order they have here: a filter for a search. Scores over the vocabulary stay what
+        they are. Raises: `KeyError` for a picture without an identifier, `ValueError` where no picture is given."""
+        rows = np.unique(np.fromiter(map(self.row, image_ids), np.int64))
+        if len(rows) == len(self):
+            return self
+        lengths = np.diff(self.offsets)
+        kept = np.zeros(len(self), dtype=bool)
+        kept[rows] = True
+        return Identifiers(
+            self.scheme,
+            [self.image_ids[row] for row in rows],
+            self.tokens[np.repeat(kept, lengths)],
+            np.concatenate([[0], np.cumsum(lengths[kept])]),
+            self.eos_token_id,
+            new_tokens=self.new_tokens,
+            known_tokens=self.known_tokens,
+            source=self.source,
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes identifiers.safetensors and identifiers.json; the same identifiers give the same bytes.

@@ -1,6 +1,7 @@
 """Asking a model that writes identifiers in plain sentences: it finds its processor and its identifiers by itself."""
 
 import os
+from collections.abc import Iterable
 
 from transformers import AutoConfig
 
@@ -63,8 +64,10 @@ class RetrieveMixin:
         *,
         images=None,
         identifiers: Identifiers | None = None,
+        image_ids: Iterable[str] | None = None,
         num_beams: int = 10,
         k: int | None = None,
+        over: str = "vocabulary",
     ) -> list[list[tuple[str, float]]]:
         """The best pictures for each sentence, or for each picture that is shown: (image_id, score) pairs, best first.
 
@@ -72,23 +75,28 @@ class RetrieveMixin:
             sentences: one, or several.
             images: instead of sentences, pictures of Pillow or their paths; one, or several.
             identifiers: those that can be found; by default those that came with the model.
+            image_ids: the pictures among them that can be found, all without.
             num_beams: of the search. k: how many pairs, by default as many; fewer where fewer were found.
+            over: "children" for a faster search by another score, see `rank_identifiers`.
 
         Returns: one list a sentence (or picture), also when there is one. The score is the identifier's log-probability in
         nats, see `rank_identifiers`.
 
-        Raises: a `ValueError` for neither or both of sentences and images, and when the model was not loaded from anywhere.
+        Raises: a `ValueError` for neither or both of sentences and images, and when the model was not loaded from anywhere; a
+        `KeyError` for an image_id without an identifier.
         """
         if (sentences is None) == (images is None):
             raise ValueError("give sentences, or images=pictures, and not both")
         identifiers = self._ready(identifiers)
+        if image_ids is not None:
+            identifiers = identifiers.restricted(image_ids)
         asked = sentences if images is None else images
         asked = list(asked) if isinstance(asked, list | tuple) else [asked]
         found = []
         for start in range(0, len(asked), ROWS_AT_ONCE):
             rows = asked[start : start + ROWS_AT_ONCE]
             inputs = self._inputs(**{"text" if images is None else "images": rows})
-            scores, places = rank_identifiers(self, identifiers, inputs, num_beams, k)
+            scores, places = rank_identifiers(self, identifiers, inputs, num_beams, k, over)
             for own_scores, own_rows in zip(scores.tolist(), places.tolist(), strict=True):
                 pairs = zip(own_rows, own_scores, strict=True)
                 found.append([(identifiers.image_ids[row], score) for row, score in pairs if row >= 0])

@@ -20,7 +20,7 @@ from imagedex.gallery.gallery import Found, Gallery
 from imagedex.gallery.model import GalleryModel
 from imagedex.gallery.pictures import readable_picture
 from imagedex.gallery.query import Part, read_parts
-from imagedex.identifiers.generative_model import GenerativeModel, load_generative, restricted, without_identifier
+from imagedex.identifiers.generative_model import GenerativeModel, load_generative, without_identifier
 from imagedex.modeling import GENERATIVE
 from imagedex.modeling.constrained_decoding import rank_identifiers
 from imagedex.modeling.identifiers import Identifiers
@@ -108,7 +108,7 @@ class IdentifierGallery(Gallery):
         if self._searched is None:
             table = self._known(self.table.take(pa.array(self.readable))).combine_chunks()
             known = self.model.parts.identifiers
-            self._searched = table, restricted(known, table["image_id"].to_pylist()) if len(table) else None
+            self._searched = table, known.restricted(table["image_id"].to_pylist()) if len(table) else None
         return self._searched
 
     def search(
@@ -128,7 +128,7 @@ class IdentifierGallery(Gallery):
         if where is not None:
             kept = filters.allowed(table.drop_columns(list(self.hidden)), where)
             table = table.filter(pa.array(kept))
-            identifiers = restricted(identifiers, table["image_id"].to_pylist()) if len(table) else None
+            identifiers = identifiers.restricted(table["image_id"].to_pylist()) if len(table) else None
         if identifiers is None:
             return []
         row_of = {image_id: row for row, image_id in enumerate(table["image_id"].to_pylist())}

@@ -1,9 +1,8 @@
 """A model that writes identifiers, opened with those it learned."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from imagedex.checkpoints import (
@@ -111,24 +110,3 @@ def without_identifier(
             "with --add_new_images"
         )
     return missing
-
-
-def restricted(identifiers: Identifiers, image_ids: Collection[str]) -> Identifiers:
-    """The identifiers of these pictures alone, in their own order; scores stay what they are."""
-    wanted = set(image_ids)
-    rows = [row for row, image_id in enumerate(identifiers.image_ids) if image_id in wanted]
-    if len(rows) == len(identifiers):
-        return identifiers
-    lengths = np.diff(identifiers.offsets)
-    kept = np.zeros(len(identifiers), dtype=bool)
-    kept[rows] = True
-    return Identifiers(
-        identifiers.scheme,
-        [identifiers.image_ids[row] for row in rows],
-        identifiers.tokens[np.repeat(kept, lengths)],
-        np.concatenate([[0], np.cumsum(lengths[kept])]),
-        identifiers.eos_token_id,
-        new_tokens=identifiers.new_tokens,
-        known_tokens=identifiers.known_tokens,
-        source=identifiers.source,
-    )

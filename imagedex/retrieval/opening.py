@@ -17,7 +17,6 @@ from imagedex.gallery.gallery import VECTORS
 from imagedex.identifiers.generative_model import (
     GenerativeModel,
     load_generative,
-    restricted,
     without_identifier,
 )
 from imagedex.identifiers.new_pictures import VECTORS_FLAG, NewPictures
@@ -155,7 +154,7 @@ class Opener:
             known = self.adder().identifiers(parts, missing)
         elif generative.add_new_images:
             logger.warning("--add_new_images: every one of the %d %s has an identifier already", len(image_ids), noun)
-        searched = restricted(known, image_ids)
+        searched = known.restricted(image_ids)
         if len(searched) < len(known):
             there = len(searched), len(known), noun
             logger.info(

@@ -142,3 +142,41 @@ def test_on_a_gpu_as_on_the_cpu():
     assert torch.equal(nodes, moved.cpu()) and (nodes >= 0).sum() > 1000
     for one, other in zip(trie.children(nodes), trie.to("cuda").children(moved), strict=True):
         assert torch.equal(one, other.cpu())
+
+
+@pytest.mark.parametrize(("seed", "count", "vocabulary", "longest"), CASES)
+def test_levels_tails_and_children_are_those_of_the_dictionary(seed, count, vocabulary, longest):
+    sequences = random_sequences(np.random.default_rng(seed), count, vocabulary, longest)
+    trie, (following, row_of) = build(sequences), naive_trie(sequences)
+    prefixes = [*following, *row_of]
+    assert len(trie.levels) == max(map(len, row_of)) and trie.shortest == min(map(len, row_of))
+    for depth, level in enumerate(trie.levels):
+        inner = [prefix for prefix in following if len(prefix) == depth]
+        assert level.end - level.start == sum(len(prefix) == depth for prefix in prefixes)
+        assert level.inner == len(inner) and level.width == max(len(following[prefix]) for prefix in inner)
+        assert level.ends == any(EOS in following[prefix] for prefix in inner)
+        words = trie.words(depth)
+        there = set().union(*(following[prefix] for prefix in inner))
+        if isinstance(words, slice):  # with at most as many others in between
+            assert (
+                min(there) == words.start
+                and max(there) == words.stop - 1
+                and words.stop - words.start <= 2 * len(there)
+            )
+        else:
+            assert words.tolist() == sorted(there)
+        nodes = trie.walk(torch.tensor(inner, dtype=torch.int64).view(len(inner), depth))
+        tokens, real = trie.following(nodes, level.width)
+        assert [own[here].tolist() for own, here in zip(tokens, real, strict=True)] == [
+            sorted(following[prefix]) for prefix in inner
+        ]
+        left = []
+        for prefix in inner:
+            ways = [whole[depth:] for whole in row_of if whole[:depth] == prefix]
+            left.append(len(ways[0]) if len(ways) == 1 else 0)
+            if len(ways) == 1:
+                way, end = trie.tail(nodes[inner.index(prefix)], longest + 2)
+                assert way.tolist() == [*ways[0], *[-1] * (longest + 2 - len(ways[0]))]
+                assert trie.rows_of(end[None]).tolist() == [row_of[prefix + ways[0]]]
+        assert trie.tails[nodes].tolist() == left
+        assert level.tail == (max(left) if min(left) > 0 else 0)

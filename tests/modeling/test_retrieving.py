@@ -1,6 +1,7 @@
 """A model asked in plain sentences finds what belongs to its weights: the same commit, subfolder and token, from any folder."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -66,6 +67,16 @@ def test_sentences_and_pictures_are_what_the_processor_makes_of_them(saved, tmp_
     assert [[name for name, _ in own] for own in by_one] == [[f"{row}.jpg" for row in own] for own in rows.tolist()] * 2
     fewer = Identifiers.from_sequences("naive", ["2.jpg"], [identifiers.sequence("2.jpg")], 1)
     assert [name for name, _ in model.retrieve(SENTENCES[0], identifiers=fewer)[0]] == ["2.jpg"]
+    (every,) = model.retrieve(SENTENCES[0], num_beams=len(identifiers))
+    (among,) = model.retrieve(SENTENCES[0], image_ids=["3.jpg", "2.jpg", "3.jpg"])
+    assert [name for name, _ in among] == [name for name, _ in every if name in ("2.jpg", "3.jpg")]
+    assert dict(among) == pytest.approx({name: score for name, score in every if name in dict(among)}, abs=1e-4)
+    with pytest.raises(KeyError, match="'9.gif' has no identifier"):
+        model.retrieve(SENTENCES[0], image_ids=["9.gif"])
+    with pytest.raises(ValueError, match="no pictures"):
+        model.retrieve(SENTENCES[0], image_ids=[])
+    (over,) = model.retrieve(SENTENCES[0], num_beams=len(identifiers), over="children")
+    assert sum(math.exp(score) for _, score in over) == pytest.approx(1, abs=1e-4)
 
 
 def test_what_it_cannot_do_is_said(saved, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from imagedex.errors import UserError
-from imagedex.identifiers.generative_model import load_generative, restricted, without_identifier
+from imagedex.identifiers.generative_model import load_generative, without_identifier
 from imagedex.metrics.hits_at_k.hits_at_k import summarize_ranks
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.retrieval.generative import GenerativeRetriever
@@ -72,10 +72,10 @@ def test_a_picture_beyond_the_beams_has_no_rank_and_one_beyond_k_has(models, gal
 def test_a_smaller_gallery_is_searched_alone_and_scores_stay(models, gallery_ids):
     parts = load_generative(str(models["codebook_t5"]))
     some = gallery_ids[4:9]
-    fewer = restricted(parts.identifiers, some)
+    fewer = parts.identifiers.restricted(some)
     assert fewer.image_ids == some
     assert [fewer.sequence(name) for name in some] == [parts.identifiers.sequence(name) for name in some]
-    assert restricted(parts.identifiers, gallery_ids) is parts.identifiers
+    assert parts.identifiers.restricted(gallery_ids) is parts.identifiers
     found = GenerativeRetriever("tiny", parts, fewer, num_beams=10).search(QUERIES[:1], 10)[0]
     scores = {image_id: by_hand(parts, QUERIES[0], image_id) for image_id in some}
     assert found.images == sorted(some, key=scores.get, reverse=True)

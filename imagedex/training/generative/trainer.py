@@ -136,7 +136,8 @@ class DSITrainer(TowerTrainerMixin, Seq2SeqTrainer):
         for batch in batches:
             batch = self._prepare_inputs(batch)
             labels = batch["labels"]
-            with self.autocast_smart_context_manager():
+            # The search calls the decoder's layers, and not the model as Trainer has prepared it.
+            with self.accelerator.autocast():
                 started = time.perf_counter()
                 output = model(**batch)
                 part = [-sequence_log_probs(output.logits, labels), (labels != -100).sum(1)]
