@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet
 import torch
 from PIL import Image
 from tiny_models import TOWER, WORDS, tiny_tokenizer
@@ -139,6 +140,11 @@ def furnish(folder: Path, flickr_folder: Path, write_shard) -> None:
         files = [(picture.name, picture.read_bytes()) for picture in own]
         files += [(f"{p.stem}.txt", "\n".join(text for name, text in pairs if name == p.name)) for p in own]
         write_shard(folder / "shards" / f"{number:05d}.tar", sorted(files))
+    rows = [
+        {"image": {"bytes": p.read_bytes(), "path": p.name}, "caption": [t for n, t in pairs if n == p.name]}
+        for p in pictures
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "pictures.parquet")
     write_documents(folder / "my_documents")
 
 
