@@ -13,9 +13,10 @@ A model is an XMatchingModel, any dual encoder with get_text_features and get_im
 writes identifiers (T5, CodebookT5, VisionGroundedT5), which finds the pictures it has learned; with --add_new_images also
 others, without training. Several models are compared in one table and on one contact sheet.
 
-The queries are .txt (one sentence a line), .csv, .jsonl or .parquet. When the file has a column `image` with the right
-picture's image_id (its path relative to the gallery's folder), the figures are printed and written too. Rankings are
-written as they are found: a million queries take no more memory than a thousand, and after a stop the same command goes on.
+The queries are .txt (one sentence a line; with --turns one dialogue), .csv, .jsonl or .parquet. When the file has a column
+`image` with the right picture's image_id (its path relative to the gallery's folder), the figures are printed and written too.
+Rankings are written as they are found: a million queries take no more memory than a thousand, and after a stop the same command
+goes on.
 """
 
 import logging
@@ -48,7 +49,7 @@ def main(argv=None, prog=None):
     device = choose_device(args.device)
     check_kinds(args.model_name_or_path, generative)  # before the gallery, which may take long to read
     labels = comparison.model_labels(args.model_name_or_path)
-    queries = open_queries(args.queries, args.query_column)
+    queries = open_queries(args.queries, args.query_column, args.read_turns)
     gallery = read_gallery(
         args.image_dir,
         args.dataset_name,
