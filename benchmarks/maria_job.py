@@ -28,8 +28,8 @@ from compare_losses import ROOT, write
 from gradient_cache_memory import hardware
 from million_queries import PLACES, THINGS, answered, draw_pictures, lines_of, run, save_model
 
-COLUMNS = ("turns", "dialogues", "queries", "pictures", "projection_dim", "seconds", "queries_a_second", "start_mib", "middle_mib",
-           "end_mib", "kills", "lines", "same_bytes", "hardware", "torch", "transformers")  # fmt: skip
+COLUMNS = ("turns", "dialogues", "queries", "pictures", "projection_dim", "seconds", "queries_a_second", "start_mib",
+           "middle_mib", "end_mib", "kills", "lines", "same_bytes", "hardware", "torch", "transformers")  # fmt: skip
 LINKS = 1000  # pictures in a folder; a file takes some ten thousand links
 
 
@@ -82,13 +82,14 @@ def measure(folder: Path, args) -> dict:
     link_pictures(pictures, args.pictures, folder / "drawn")
     words = [
         "--model_name_or_path", model, "--image_dir", pictures, "--queries", queries, "--turns", args.turns,
-        "--last_turn_is_response", "true", "--top_k", 5, "--output_format", "tsv", "--contact_sheet_queries", 0, "--device", "cpu",
+        "--last_turn_is_response", "true", "--top_k", 5, "--output_format", "tsv", "--contact_sheet_queries", 0,
+        "--device", "cpu",
     ]  # fmt: skip
     words = [str(word) for word in words]
     whole, killed = folder / "whole", folder / "killed"
     prepare(whole, words)
     shutil.copytree(whole, killed)
-    print("500,000 pictures are listed, checked and have vectors".replace("500,000", f"{args.pictures:,}"), flush=True)
+    print(f"{args.pictures:,} pictures are listed, checked and have vectors", flush=True)
     command, count = (
         [sys.executable, ROOT / "run_retrieval.py", *words],
         args.dialogues * (3 if args.turns == "each" else 1),

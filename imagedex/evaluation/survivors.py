@@ -31,8 +31,12 @@ def survivors(
     """
     best = torch.full((len(queries), k), -torch.inf)  # of different rows
     found, count = [], 0
+    room = torch.empty(
+        len(queries) * min(ROWS_AT_ONCE, len(gallery))
+    )  # pages that are taken anew would cost more than the product
     for first in range(0, len(gallery), ROWS_AT_ONCE):
-        scores = queries @ gallery[first : first + ROWS_AT_ONCE].T
+        part = gallery[first : first + ROWS_AT_ONCE]
+        scores = torch.mm(queries, part.T, out=room[: len(queries) * len(part)].view(len(queries), len(part)))
         groups = scores.shape[1] // GROUP
         grouped = scores[:, : groups * GROUP].unflatten(1, (GROUP, groups))  # row r is in group r % groups
         maxima = torch.cat([grouped.amax(1), scores[:, groups * GROUP :]], 1) if groups else scores
