@@ -16,9 +16,10 @@ writes identifiers (T5, CodebookT5, VisionGroundedT5), which finds the pictures 
 others, without training. Several models are compared in one table and on one contact sheet. Of a gallery that
 `imagedex index` keeps (--gallery) nothing is encoded again.
 
-The queries are .txt (one sentence a line), .csv, .jsonl or .parquet. When the file has a column `image` with the right
-picture's image_id (its path relative to the gallery's folder), the figures are printed and written too. Rankings are
-written as they are found: a million queries take no more memory than a thousand, and after a stop the same command goes on.
+The queries are .txt (one sentence a line; with --turns one dialogue), .csv, .jsonl or .parquet. When the file has a column
+`image` with the right picture's image_id (its path relative to the gallery's folder), the figures are printed and written too.
+Rankings are written as they are found: a million queries take no more memory than a thousand, and after a stop the same command
+goes on.
 """
 
 import logging
@@ -57,7 +58,7 @@ def main(argv=None, prog=None):
     device = choose_device(args.device)
     check_kinds(args.model_name_or_path, generative)  # before the gallery, which may take long to read
     labels = comparison.model_labels(args.model_name_or_path)
-    queries = open_queries(args.queries, args.query_column)
+    queries = open_queries(args.queries, args.query_column, args.read_turns)
     kept = KeptGallery(args.gallery) if args.gallery else None
     corpus = args.image_dir, args.dataset_name, args.dataset_config_name, args.dataset_split, args.unreadable_images
     if kept is None:

@@ -50,11 +50,18 @@ def index_parser() -> Parser:
         "index",
         "Makes a gallery, or brings it in step with its pictures: new and changed ones are encoded, gone ones leave.\n\n"
         "    imagedex index my_photos --gallery my_gallery\n"
-        "    imagedex index my_photos shards/0.tar list.txt --gallery my_gallery --model runs/mine",
+        "    imagedex index my_photos shards/0.tar list.txt --gallery my_gallery --model runs/mine\n"
+        "    imagedex index pictures.parquet hf:someone/pictures:train --gallery my_gallery",
     )
     parser.add_argument(
-        "sources", nargs="+", metavar="PHOTOS", help="a folder, a .tar archive, or a .txt with a path a line"
+        "sources", nargs="+", metavar="PHOTOS",
+        help="a folder of pictures, a .tar archive, a .txt with a path a line, a .parquet or .arrow table, a saved data set, or "
+        "one of the Hub: hf:owner/name, hf:owner/name:split, hf:owner/name:configuration:split",
+    )  # fmt: skip
+    parser.add_argument(
+        "--image_column", help="of tables: the pictures or their paths; by default found by name and type"
     )
+    parser.add_argument("--image_dir", metavar="FOLDER", help="of tables: where the pictures lie whose paths they hold")
     parser.add_argument(
         "--vector_type", choices=("float32", "float16"), help="of a new gallery; float16 takes half the room"
     )
@@ -72,7 +79,8 @@ def index(argv: list[str]) -> None:
     args = index_parser().parse_args(argv)
     gallery = opened(required(args.gallery, "--gallery"), args, args.vector_type)
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes that `accelerate launch` starts, one speaks
-    changes = gallery.add(*args.sources, batch_size=args.batch_size, num_workers=args.num_workers, progress=first)
+    options = {name: getattr(args, name) for name in ("batch_size", "num_workers", "image_column", "image_dir")}
+    changes = gallery.add(*args.sources, progress=first, **options)
     if not first:
         return
     say_what_is_left_out(changes)

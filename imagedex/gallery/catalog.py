@@ -1,5 +1,6 @@
 """What is in a gallery: a table, one row a picture, in one file that is replaced as a whole. Its renaming is the one moment in
-which a change happens; vectors are written before it, and what it does not name is not there."""
+which a change happens; vectors are written before it, and what it does not name is not there. Behind the columns of ours are the
+user's, see `imagedex.gallery.columns`."""
 
 import json
 import os
@@ -86,7 +87,8 @@ def read(folder: Path) -> tuple[Header, pa.Table] | None:
         record = json.loads(table.schema.metadata[b"imagedex"])
         if record.get("format") != FORMAT:
             raise UserError(f"{folder} is a gallery of another format ({record.get('format')}); make it anew")
-        return Header(**record), table.replace_schema_metadata(None).cast(SCHEMA)
+        ours = pa.schema([*SCHEMA, *(field for field in table.schema if field.name not in COLUMNS)])
+        return Header(**record), table.replace_schema_metadata(None).select(ours.names).cast(ours)
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path} is broken ({' '.join(str(error).split())[:120]}); delete it and index again"

@@ -26,7 +26,7 @@ from imagedex.encoding.store import ROWS_PER_SHARD, Store
 from imagedex.encoding.vectors import encode_texts, image_vector_batches
 from imagedex.errors import UserError
 from imagedex.files import Lock, clear_leftovers
-from imagedex.gallery import catalog, compaction, exporting, filters, scanning
+from imagedex.gallery import catalog, columns, compaction, exporting, filters, scanning, sources
 from imagedex.gallery.engines.index import Pictures
 from imagedex.gallery.engines.searcher import Searcher
 from imagedex.gallery.model import DEFAULT_MODEL, GalleryModel
@@ -146,16 +146,18 @@ class Gallery:
     # changes
 
     def add(
-        self, *sources: str | Path, batch_size: int = 64, num_workers: int = 0, threads: int = 8, progress: bool = False
-    ) -> scanning.Changes:
-        """Looks at folders of pictures, lists of files and archives, and brings the gallery in step with them: new and changed
+        self, *given, batch_size: int = 64, num_workers: int = 0, threads: int = 8, progress: bool = False,
+        image_column: str | None = None, image_dir: str | None = None,
+    ) -> scanning.Changes:  # fmt: skip
+        """Looks at sources (all kinds: `imagedex.gallery.sources`), and brings the gallery in step with them: new and changed
         pictures are encoded, those that are gone from them leave. What was added from elsewhere stays.
 
-        Args: threads, which read the files' heads; num_workers, processes which decode pictures.
+        Args: threads, which read the files' heads; num_workers, processes which decode pictures; image_column, of tables;
+        image_dir, of the pictures that tables name.
 
         Returns: what changed. A second call on the same sources changes nothing.
         """
-        checked = list(dict.fromkeys(scanning.check_source(source) for source in sources))
+        checked = list(dict.fromkeys(sources.check(source, self.folder, image_column, image_dir) for source in given))
         processes = Processes()
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._alone() if processes.is_first else nullcontext():
@@ -195,25 +197,30 @@ class Gallery:
             self.header, self.table = known
         self._store = self._searched = None
 
-    def _look(self, sources, threads: int, progress: bool) -> tuple:
+    def _look(self, checked, threads: int, progress: bool) -> tuple:
         """(header, table, changes, the sources) as they are now, before anything is encoded."""
         header = catalog.Header(self.model.name, self.model.maker, self.model.files, self.vector_type)
         if self.header:  # a copy: what ends in an error changes nothing
             header = replace(self.header, files=self.model.files)
         header.engine = self.searcher.ready()
-        roots, changes, places = catalog.Roots(dict(header.roots)), scanning.Changes(), []
+        roots, changes, places, said = catalog.Roots(dict(header.roots)), scanning.Changes(), [], []
         known = list(zip(self.table["image_id"].to_pylist(), self.table["root"].to_pylist(), strict=True))
-        for source in sources:
+        for source in checked:
             taken = {place.image_id for place in places if place.root != str(source)}
             taken |= {name for name, root in known if root != str(source)}
-            found, others = scanning.places_in(source, roots.prefix(str(source), taken))
-            places += found
-            for ending, count in others.items():
+            looked = sources.look(source, roots.prefix(str(source), taken))
+            places += looked.places
+            said.append(looked.said)
+            for ending, count in looked.others.items():
                 changes.passed_over[ending] = changes.passed_over.get(ending, 0) + count
         header.roots = roots.prefixes
-        names = {str(source) for source in sources}
+        names = {str(source) for source in checked}
         self._check_names(places, names)
-        return header, self._in_step(places, names, changes, threads, progress), changes, sorted(names)
+        table = self._in_step(places, names, changes, threads, progress)
+        captions = {place.image_id: place.captions for place in places}
+        table, new = columns.brought_up_to_date(table, names, captions, columns.joined(said))
+        changes.said_anew(new)
+        return header, table, changes, sorted(names)
 
     def _check_names(self, places, roots: set[str]) -> None:
         """Raises `UserError` where two pictures would have one image_id: one of them could not be found."""
@@ -243,13 +250,13 @@ class Gallery:
         """The table as the sources are now, without vectors yet. A file that could not be opened is tried again."""
         known = {
             row["image_id"]: row
-            for row in self.table.select(["image_id", "bytes", "changed", "key", "root"]).to_pylist()
+            for row in self.table.select(["image_id", "path", "bytes", "changed", "key", "root"]).to_pylist()
         }
         ours = {name for name, row in known.items() if row["root"] in roots}
         new = []
         for place in places:
             row = known.get(place.image_id)
-            if row is None or row["key"] == NOT_READ or (row["bytes"], row["changed"]) != (place.bytes, place.changed):
+            if row is None or row["key"] == NOT_READ or not place.is_as(row):
                 new.append(place)
         described = list(scanning.describe_all(new, threads, progress))
         for row in described:
@@ -262,7 +269,7 @@ class Gallery:
         changes.unchanged = len(places) - len(changes.added) - len(changes.changed)
         gone = {*changes.removed, *(row["image_id"] for row in described)}
         stays = pc.invert(pc.is_in(self.table["image_id"], pa.array(sorted(gone), pa.string())))
-        table = pa.concat_tables([self.table.filter(stays), scanning.as_table(described)])
+        table = columns.joined([self.table.filter(stays), scanning.as_table(described)])
         return table.sort_by("image_id")
 
     def _encode(
@@ -271,6 +278,9 @@ class Gallery:
         """Vectors of all pictures that have none yet; the table with the reasons of those that cannot be decoded."""
         readable = pc.equal(table["unreadable"], "")
         rows = np.flatnonzero(readable.to_numpy())
+        rows = rows[
+            np.argsort(table["path"].to_numpy(zero_copy_only=False)[rows], kind="stable")
+        ]  # as they lie in tables
         keys, paths = catalog.keys_of(table)[rows], table["path"].to_numpy(zero_copy_only=False)[rows]
         lacking = len(self.store.missing(keys))
         processes.joined({})  # all have looked before anyone writes, so all share out the same rows

@@ -1,4 +1,4 @@
-"""Pictures by their place: a file, or a member of a tar archive, `shard.tar::offset+size`."""
+"""Pictures by their place: a file, a member of a tar archive, `shard.tar::offset+size`, or a row of a table, see `rows`."""
 
 import errno
 import hashlib
@@ -14,6 +14,7 @@ from PIL import Image
 
 from imagedex.encoding.store import KEY_BYTES
 from imagedex.errors import UserError
+from imagedex.gallery.rows import content_at
 from imagedex.modeling.picture_reading import as_rgb
 
 PHONES = (".heic", ".heif")
@@ -33,6 +34,8 @@ def content_of(path: str) -> bytes:
     archive, within, place = path.rpartition(WITHIN)
     if not within or os.path.exists(path):
         return Path(path).read_bytes()
+    if ":" in place:
+        return content_at(archive, place)
     offset, size = map(int, place.split("+"))
     with open(archive, "rb") as file:
         file.seek(offset)

@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,11 @@ from imagedex.encoding.vectors import progress_bar
 from imagedex.errors import UserError
 from imagedex.gallery.catalog import SCHEMA
 from imagedex.gallery.pictures import PHONES, READS_PHONES, WITHIN, content_of, hash_of, of_the_machine, reason
+from imagedex.gallery.rows import SUFFIXES
 
 AT_ONCE = 8192  # files whose reading is under way or waits for its turn
+NOT_LOOKED_AT = -1  # size of a picture within a table, before it is read
+ROWS_AT_ONCE = 64  # pictures of tables, which are in memory then
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations in which width and height change places
 LEADS_NOWHERE = "(a link that leads nowhere)"
 NOT_UTF8 = "(a name that is not UTF-8)"
@@ -26,7 +30,8 @@ NOT_UTF8 = "(a name that is not UTF-8)"
 
 @dataclass
 class Place:
-    """A file that may hold a picture: its image_id, where it lies, its size and time."""
+    """A file that may hold a picture: its image_id, where it lies, its size and time. Of a picture within a table the size is not
+    known before it is read."""
 
     image_id: str
     path: str
@@ -34,6 +39,14 @@ class Place:
     bytes: int
     changed: int
     captions: list[str] = field(default_factory=list)
+    said: dict = field(default_factory=dict)  # what else lies beside it, see `imagedex.gallery.columns`
+
+    def is_as(self, row: dict) -> bool:
+        """Whether a row of the catalog is of this very file, unchanged by its size and time."""
+        return (row["path"], row["changed"]) == (self.path, self.changed) and self.bytes in (
+            row["bytes"],
+            NOT_LOOKED_AT,
+        )
 
 
 @dataclass
@@ -47,6 +60,13 @@ class Changes:
     passed_over: dict[str, int] = field(default_factory=dict)  # ending -> files that are no pictures here
     unchanged: int = 0
 
+    def said_anew(self, image_ids: Sequence[str]) -> None:
+        """Pictures of which the source says something else; those that are new are known."""
+        known = {*self.added, *self.changed}
+        more = [image_id for image_id in image_ids if image_id not in known]
+        self.changed, self.unchanged = sorted([*self.changed, *more]), self.unchanged - len(more)
+        self.added.sort()
+
     @property
     def line(self) -> str:
         parts = [f"{len(own)} {name}" for name in ("added", "changed", "removed") if (own := getattr(self, name))]
@@ -54,30 +74,46 @@ class Changes:
 
 
 def describe_all(places: Sequence[Place], threads: int, progress: bool) -> Iterator[dict]:
-    """Rows of the catalog, in the places' order. Reading and hashing leave Python's lock, so threads help."""
+    """Rows of the catalog. Reading and hashing leave Python's lock, so threads help; tables are read forwards, by one."""
+    files = [place for place in places if place.bytes >= 0]
+    rows = sorted((place for place in places if place.bytes < 0), key=lambda place: place.path)
     with ThreadPoolExecutor(threads) as pool, progress_bar(len(places), "files", progress, "reading") as bar:
-        for start in range(0, len(places), AT_ONCE):
-            for row in pool.map(describe, places[start : start + AT_ONCE]):
+        for start in range(0, len(files), AT_ONCE):
+            for row in pool.map(describe, files[start : start + AT_ONCE]):
+                bar.update(1)
+                yield row
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = rows[start : start + ROWS_AT_ONCE]
+            for row in pool.map(describe, part, [read(place) for place in part]):
                 bar.update(1)
                 yield row
 
 
-def describe(place: Place) -> dict:
-    """A row of the catalog: the picture's hash, size and date, from its head. That its pixels can be read is seen later."""
+def read(place: Place) -> bytes | OSError:
+    try:
+        return content_of(place.path)
+    except OSError as error:
+        return error
+
+
+def describe(place: Place, content: bytes | OSError | None = None) -> dict:
+    """A row of the catalog: the picture's hash, size and date, from its head. That its pixels can be read is seen later. Args:
+    content, where it was read already, or the error."""
     row = {
         "image_id": place.image_id,
         "path": place.path,
         "root": place.root,
         "folder": "" if (folder := Path(place.image_id).parent.as_posix()) == "." else folder,
-        "bytes": place.bytes,
+        "bytes": max(place.bytes, 0),
         "changed": place.changed,
-        "captions": place.captions,
         "unreadable": "",
     }
     taken = None
     try:
-        content = content_of(place.path)
-        row["key"] = hash_of(content)
+        content = read(place) if content is None else content
+        if isinstance(content, OSError):
+            raise content
+        row["key"], row["bytes"] = hash_of(content), len(content)
         with Image.open(io.BytesIO(content)) as picture:
             exif = picture.getexif()
             width, height = picture.size
@@ -107,7 +143,7 @@ def as_table(rows: Sequence[dict]) -> pa.Table:
 
 
 def check_source(source: str | Path) -> Path:
-    """Absolute. Raises `UserError`: neither a folder nor a list of files nor a tar archive."""
+    """Absolute. Raises `UserError`: neither a folder nor a list of files, an archive or a table."""
     path = Path(os.path.abspath(Path(source).expanduser()))
     try:
         str(path).encode()
@@ -115,8 +151,10 @@ def check_source(source: str | Path) -> Path:
         raise UserError(f"{source!r}: the name is not UTF-8; rename it") from None
     if not path.exists():
         raise UserError(f"{source}: there is no such folder or file")
-    if path.is_file() and path.suffix.lower() not in (".txt", ".tar"):
-        raise UserError(f"{source}: give a folder of pictures, a .txt with a path a line, or a .tar archive")
+    if path.is_file() and path.suffix.lower() not in (".txt", ".tar", *SUFFIXES):
+        raise UserError(
+            f"{source}: give a folder of pictures, a .txt with a path a line, a .tar archive, or a .parquet or .arrow table"
+        )
     return path
 
 
@@ -191,8 +229,9 @@ def listed_in(file: Path) -> list[tuple[str, str]]:
 
 
 def in_archive(file: Path, prefix: str, others: dict[str, int]) -> Iterator[Place]:
-    """Pictures of a tar archive where they lie in it; a text of the same name beside one (webdataset's form) is its caption."""
-    changed, endings, texts, pictures = os.stat(file).st_mtime_ns, extensions(), {}, {}
+    """Pictures of a tar archive where they lie in it; a json or a text of the same name beside one (webdataset's form, and
+    img2dataset's) says its captions, the json also the user's columns."""
+    changed, endings, beside, pictures = os.stat(file).st_mtime_ns, extensions(), {".txt": {}, ".json": {}}, {}
     try:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
@@ -203,8 +242,8 @@ def in_archive(file: Path, prefix: str, others: dict[str, int]) -> Iterator[Plac
                     if member.name in pictures:  # as when it is unpacked, the last one stays
                         count(others, "(a name for the second time)")
                     pictures[member.name] = member
-                elif member.isfile() and ending.lower() == ".txt":
-                    texts[stem] = archive.extractfile(member).read().decode("utf-8", "replace").strip()
+                elif member.isfile() and ending.lower() in beside:
+                    beside[ending.lower()][stem] = archive.extractfile(member).read().decode("utf-8", "replace").strip()
                 elif not member.isdir():  # links, too
                     count(others, ending.lower() if member.isfile() else "(a link)")
             whole = os.path.getsize(file) - archive.offset >= 1024  # a broken head ends the reading without a word
@@ -217,5 +256,23 @@ def in_archive(file: Path, prefix: str, others: dict[str, int]) -> Iterator[Plac
     for name, member in sorted(pictures.items()):
         stem = os.path.splitext(name)[0]
         path = f"{file}{WITHIN}{member.offset_data}+{member.size}"
-        captions = [texts[stem]] if texts.get(stem) else []
-        yield Place(prefix + member.name, path, str(file), member.size, changed, captions)
+        captions, said = said_beside(beside[".txt"].get(stem, ""), beside[".json"].get(stem, ""), others)
+        yield Place(prefix + member.name, path, str(file), member.size, changed, captions, said)
+
+
+def said_beside(text: str, code: str, others: dict[str, int]) -> tuple[list[str], dict]:
+    """Captions, and the other values of a json that are no lists or mappings. A json that is none is counted."""
+    captions = [line.strip() for line in text.split("\n") if line.strip()]
+    try:
+        said = json.loads(code) if code else {}
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict):
+        count(others, "(a json that is no JSON object)")
+        said = {}
+    for name in ("captions", "caption"):
+        values = said.get(name)
+        values = values if isinstance(values, list) else [values]
+        captions += [value.strip() for value in values if isinstance(value, str) and value.strip()]
+    said = {name: value for name, value in said.items() if isinstance(value, str | int | float)}
+    return list(dict.fromkeys(captions)), said

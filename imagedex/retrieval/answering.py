@@ -38,6 +38,7 @@ COMPARISON = "comparison.json"
 
 # What may differ between a run and its continuation: where it writes, and how fast it goes.
 MAY_DIFFER = {"output_dir", "device", "batch_size", "num_workers"}
+OF_DIALOGUES = {"turns", "turn_separator", "last_turn_is_response"}
 
 
 def setup_logging() -> None:
@@ -71,8 +72,9 @@ class Answer:
 
 
 def recorded(args: RetrievalArguments, generative: GenerativeArguments) -> dict:
-    """The arguments that make two runs the same; those of generative models only where they say something."""
-    arguments = {name: value for name, value in dataclasses.asdict(args).items() if name not in MAY_DIFFER}
+    """The arguments that make two runs the same; those of generative models and of dialogues only where they say something."""
+    left_out = MAY_DIFFER if args.turns else MAY_DIFFER | OF_DIALOGUES
+    arguments = {name: value for name, value in dataclasses.asdict(args).items() if name not in left_out}
     if len(args.model_name_or_path) == 1:
         arguments["model_name_or_path"] = args.model_name_or_path[0]
     unsaid = GenerativeArguments()
@@ -117,6 +119,7 @@ def search(
         args.output_format,
         len(shown),
     ]
+    asked += list(dataclasses.astuple(args.read_turns)) if args.read_turns else []
     fingerprint = hashlib.blake2b(json.dumps(asked).encode(), digest_size=16).hexdigest()
     found = Unfinished(folder, args.output_format, fingerprint, set(shown))
     with progress_bar(len(queries), "queries", True, "answering", found.done) as bar:

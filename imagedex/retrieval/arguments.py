@@ -5,6 +5,7 @@ from typing import Literal
 
 from imagedex.bounds import BATCH, COUNT, MOST_BEAMS, SOME_OR_NONE, WORKERS, Bounds
 from imagedex.command_line import argument
+from imagedex.retrieval.turns import TAB, Turns
 
 
 @dataclass
@@ -25,6 +26,14 @@ class RetrievalArguments:
     )
     queries: str | None = argument("The sentences: .txt (one a line), .csv, .jsonl or .parquet.")
     query_column: str = argument("Column of the sentences (not for .txt).", "caption")
+    turns: Literal["last", "each", "context"] | None = argument(
+        "A line of queries is a dialogue, its turns separated by tabs: ask with the last one, with each (a ranking a turn), or "
+        "with the whole context as one query."
+    )
+    turn_separator: str | None = argument(r"What separates turns: \t (the default), ' EOS ', ' __eou__ ', ...")
+    last_turn_is_response: bool = argument(
+        "The last turn of each dialogue is the response, which is not asked with.", False
+    )
     image_dir: str | None = argument(
         "The gallery: every picture in this folder and below. With dataset_name: its pictures' root."
     )
@@ -71,6 +80,17 @@ class RetrievalArguments:
         beside = [name for name in ("image_dir", "dataset_name") if getattr(self, name)]
         if self.gallery and beside:
             raise ValueError(f"--gallery and --{beside[0]}: give one or the other")
+        if self.turns is None and (self.turn_separator is not None or self.last_turn_is_response):
+            raise ValueError(
+                "--turn_separator and --last_turn_is_response are for dialogues: say which turns with --turns"
+            )
+        if self.turn_separator == "":
+            raise ValueError("--turn_separator is empty")
+
+    @property
+    def read_turns(self) -> Turns | None:
+        separator = (self.turn_separator or TAB).replace(r"\t", TAB)
+        return self.turns and Turns(self.turns, separator, self.last_turn_is_response)
 
 
 @dataclass

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pyarrow.parquet
 
 from imagedex.corpora.provenance import names_in
 from imagedex.errors import UserError
+from imagedex.retrieval.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class QueryFile:
     Attributes:
         has_targets: whether it names the right pictures.
         fingerprint: of every byte.
+        turns: how a dialogue is asked; None: a row is a sentence.
     """
 
     path: Path
@@ -65,6 +67,7 @@ class QueryFile:
     count: int
     has_targets: bool
     fingerprint: str
+    turns: Turns | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -73,7 +76,8 @@ class QueryFile:
         """(sentence, the right pictures' image_ids). Raises `UserError`: the file has changed."""
         for place, value, image in rows_of(self.path, self.query_column):
             targets = _targets(image, place, self.path) if self.has_targets else ()
-            yield _sentence(value, place, self.path, self.query_column), targets
+            for sentence in _asked(value, self.turns):
+                yield _sentence(sentence, place, self.path, self.query_column), targets
 
     def __iter__(self) -> Iterator[str]:
         return (sentence for sentence, _ in self.rows())
@@ -90,17 +94,18 @@ class QueryFile:
             yield Queries(sentences, targets if self.has_targets else None)
 
 
-def read_queries(path: str | Path, query_column: str = "caption") -> Queries:
+def read_queries(path: str | Path, query_column: str = "caption", turns: Turns | None = None) -> Queries:
     """What `open_queries` opens, in memory."""
-    return open_queries(path, query_column).read()
+    return open_queries(path, query_column, turns).read()
 
 
-def open_queries(path: str | Path, query_column: str = "caption") -> QueryFile:
+def open_queries(path: str | Path, query_column: str = "caption", turns: Turns | None = None) -> QueryFile:
     """Reads .txt (one sentence a line, empty lines skipped), .csv, .jsonl or .parquet through once, and counts.
 
     Args:
         query_column: the column of the sentences (not for .txt). A column `image` beside it gives the right picture, or a list
             of those that are right.
+        turns: a row is a dialogue, its turns on one line or, in .jsonl and .parquet, in a list.
 
     Raises:
         UserError: no such file, another extension, not UTF-8 or not the form that the extension says, no such column,
@@ -109,42 +114,88 @@ def open_queries(path: str | Path, query_column: str = "caption") -> QueryFile:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"the queries file {path} does not exist")
-    columns: dict[str, None] = {}
-    count = named = long = 0
-    wrong, nameless = None, ""  # the first row that says something else; the first row without a right picture
-    for place, value, image in rows_of(path, query_column, columns):
-        count += 1
-        targets = ()
-        try:
-            _sentence(value, place, path, query_column)
-            targets = _targets(image, place, path) if query_column != IMAGE_COLUMN else ()
-        except UserError as error:
-            wrong = wrong or error
-        named += bool(targets)
-        long += isinstance(value, str) and len(value) > LONGEST
-        nameless = nameless or ("" if targets else place)
-    if query_column not in columns and (columns or count):
-        raise UserError(
-            f"the queries file {path} has no column {query_column!r}; it has {', '.join(map(repr, columns))}; "
-            "name the column of the sentences with --query_column"
-        )
-    if not count:
-        raise UserError(f"the queries file {path} holds no queries")
-    if wrong is not None:
-        raise wrong
-    if named and named < count:
-        raise UserError(
-            f"the queries file {path} names the right picture in column {IMAGE_COLUMN!r} for some rows only; "
-            f"{count - named} of {count} have none, the first is {nameless}"
-        )
-    if long:
-        logger.warning("%s: %d of %d sentences have more than %d characters and are cut", path, long, count, LONGEST)
-    if not named and len(columns) > 1:
-        has = "is empty" if IMAGE_COLUMN in columns else f"is not there (but {', '.join(map(repr, columns))})"
-        logger.warning("%s: the column %r of the right pictures %s, so no figures are made", path, IMAGE_COLUMN, has)
+    seen = _Seen(path, query_column, turns)
+    for row in rows_of(path, query_column, seen.columns):
+        seen.look_at(*row)
+    seen.check()
     with path.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
-    return QueryFile(path, query_column, count, bool(named), fingerprint)
+    return QueryFile(path, query_column, seen.count, bool(seen.named), fingerprint, turns)
+
+
+@dataclass
+class _Seen:
+    """What reading a file through has shown of it."""
+
+    path: Path
+    query_column: str
+    turns: Turns | None
+    columns: dict[str, None] = field(default_factory=dict)
+    rows: int = 0
+    count: int = 0  # queries: of dialogues, there may be several a row, or none
+    named: int = 0  # rows that name a right picture
+    long: int = 0
+    blank: int = 0  # turns
+    wrong: UserError | None = None  # of the first row that says something else
+    nameless: str = ""  # the first row without a right picture
+    gap: str = ""  # the first line after a blank one
+    last: int = 0
+
+    def look_at(self, place: str, value: object, image: object) -> None:
+        self.rows += 1
+        number = int(place.split()[-1])
+        self.gap, self.last = self.gap or (place if number != self.rows else ""), number
+        targets = ()
+        try:
+            asked = _asked(value, self.turns)
+            self.blank += sum(not turn.strip() for turn in self.turns.of(value) or ()) if self.turns else 0
+            for sentence in asked:
+                _sentence(sentence, place, self.path, self.query_column)
+                self.long += len(sentence) > LONGEST
+            self.count += len(asked)
+            targets = _targets(image, place, self.path) if self.query_column != IMAGE_COLUMN else ()
+        except UserError as error:
+            self.wrong = self.wrong or error
+        self.named += bool(targets)
+        self.nameless = self.nameless or ("" if targets else place)
+
+    def check(self) -> None:
+        """Raises `UserError` for what is wrong; says what is left out."""
+        path, columns = self.path, ", ".join(map(repr, self.columns))
+        if self.query_column not in self.columns and (self.columns or self.rows):
+            raise UserError(
+                f"the queries file {path} has no column {self.query_column!r}; it has {columns}; "
+                "name the column of the sentences with --query_column"
+            )
+        if not self.rows:
+            raise UserError(f"the queries file {path} holds no queries")
+        if self.wrong is not None:
+            raise self.wrong
+        if self.named and self.named < self.rows:
+            raise UserError(
+                f"the queries file {path} names the right picture in column {IMAGE_COLUMN!r} for some rows only; "
+                f"{self.rows - self.named} of {self.rows} have none, the first is {self.nameless}"
+            )
+        self.say(columns)
+
+    def say(self, columns: str) -> None:
+        path = self.path
+        if self.long:
+            logger.warning(
+                "%s: %d of %d sentences have more than %d characters and are cut", path, self.long, self.count, LONGEST
+            )
+        if self.turns:
+            logger.info("%s: %d queries from %d dialogues (--turns %s)", path, self.count, self.rows, self.turns.ask)
+        if self.blank:
+            logger.warning("%s: %d blank turns are left out", path, self.blank)
+        if self.gap and path.suffix.lower() == ".txt":
+            blank = f"{self.last - self.rows} blank lines are left out, the first before {self.gap}"
+            logger.warning("%s: %s: from there on the numbers of lines and of rankings differ", path, blank)
+        if not self.named and len(self.columns) > 1:
+            has = "is empty" if IMAGE_COLUMN in self.columns else f"is not there (but {columns})"
+            logger.warning(
+                "%s: the column %r of the right pictures %s, so no figures are made", path, IMAGE_COLUMN, has
+            )
 
 
 def check_targets(queries: Queries | QueryFile, image_ids: Iterable[str], path: str | Path) -> None:
@@ -163,6 +214,12 @@ def check_targets(queries: Queries | QueryFile, image_ids: Iterable[str], path: 
             f"gallery of {len(known)} ({shown}); an image is named by its path relative to the gallery's folder, "
             "extension included"
         )
+
+
+def _asked(value: object, turns: Turns | None) -> list:
+    """What is asked of a cell: itself, or of a dialogue what `turns` says; the cell itself where it is none, to be refused."""
+    dialogue = turns.of(value) if turns else None
+    return [value] if dialogue is None else turns.queries(dialogue) or [""]
 
 
 def _sentence(value, place: str, path: Path, column: str) -> str:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet
 import torch
 from PIL import Image
 from tiny_models import TOWER, WORDS, tiny_tokenizer
@@ -93,7 +94,11 @@ NOT_RUN = {
 }
 
 # Blocks in no language are no commands, by their first words -> what they are, and who checks them.
-NOT_CODE = {"run_xmatching.py   ": "the tree; tests/test_documents.py compares it with git's files"}
+NOT_CODE = {
+    "run_xmatching.py   ": "the tree; tests/test_documents.py compares it with git's files",
+    "i saw a heron": "a line of a corpus; tests/retrieval/test_queries.py reads such lines",
+    "0a1b2c": "a line of rankings; tests/evaluation/test_rankings.py reads such lines",
+}
 
 
 def hub_cache(folder: Path, fixture_folders: dict[str, Path]) -> Path:
@@ -133,12 +138,18 @@ def furnish(folder: Path, flickr_folder: Path, write_shard) -> None:
         with open(folder / name, "w", newline="") as file:
             csv.writer(file).writerows([columns, *rows])
     (folder / "sentences.txt").write_text("red beside green\na dog runs in the grass\n")
+    (folder / "dialogues.txt").write_text("a dog\twhere ?\tin the grass\nred\tgreen\tblue\n")
     (folder / "shards").mkdir()
     for number in range(4):
         own = pictures[3 * number : 3 * number + 3]
         files = [(picture.name, picture.read_bytes()) for picture in own]
         files += [(f"{p.stem}.txt", "\n".join(text for name, text in pairs if name == p.name)) for p in own]
         write_shard(folder / "shards" / f"{number:05d}.tar", sorted(files))
+    rows = [
+        {"image": {"bytes": p.read_bytes(), "path": p.name}, "caption": [t for n, t in pairs if n == p.name]}
+        for p in pictures
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "pictures.parquet")
     write_documents(folder / "my_documents")
 
 

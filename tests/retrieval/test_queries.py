@@ -7,7 +7,8 @@ import pyarrow.parquet
 import pytest
 
 from imagedex.errors import UserError
-from imagedex.retrieval.queries import Queries, check_targets, read_queries
+from imagedex.retrieval.queries import Queries, check_targets, open_queries, read_queries
+from imagedex.retrieval.turns import Turns
 
 SENTENCES = ["a dog , running", "größer \u2028 als ein Haus", 'says "stop"']
 IMAGES = ["a.jpg", "dogs/b.jpg", "a.jpg"]
@@ -186,3 +187,52 @@ def test_an_endless_sentence_is_cut_and_said(tmp_path, caplog, name, head):
 
 def test_signs_that_separate_lines_elsewhere_stay_in_a_sentence(tmp_path):
     assert read_queries(write(tmp_path, "q.txt", "a\u2028b\n\n \nc\x85d\n")).sentences == ["a b", "c d"]
+
+
+DIALOGUES = ["hi\thello there\tgo on", "one turn", "a\t\tb \t"]
+
+
+@pytest.mark.parametrize(
+    ("turns", "asked"),
+    [
+        (Turns("last"), ["go on", "one turn", "b"]),
+        (Turns("each"), ["hi", "hello there", "go on", "one turn", "a", "b"]),
+        (Turns("context"), ["hi hello there go on", "one turn", "a b"]),
+        (None, ["hi hello there go on", "one turn", "a b"]),
+    ],
+)
+def test_turns_of_dialogues(tmp_path, turns, asked, caplog):
+    path = write(tmp_path, "dialogues.txt", "\n".join(DIALOGUES) + "\n")
+    queries = open_queries(path, turns=turns)
+    assert list(queries) == asked and len(queries) == len(asked)
+    assert [block.sentences for block in queries.blocks(2, 1)] == [asked[at : at + 2] for at in range(1, len(asked), 2)]
+    assert ("2 blank turns are left out" in caplog.text) == (turns is not None)
+
+
+def test_the_response_is_not_asked(tmp_path):
+    path = write(tmp_path, "dialogues.txt", "hi\thello\tgo on\na\tb\n")
+    assert list(open_queries(path, turns=Turns("last", response=True))) == ["hello", "a"]
+    assert list(open_queries(path, turns=Turns("context", response=True))) == ["hi hello", "a"]
+    path = write(tmp_path, "single.txt", "hi\thello\nonly a response\n")
+    with pytest.raises(UserError, match="line 2: the sentence is empty"):
+        open_queries(path, turns=Turns("each", response=True))
+
+
+def test_other_separators_lists_and_right_pictures(tmp_path):
+    path = write(tmp_path, "dialogues.csv", "caption,image\nhi EOS hello,a.jpg\none,b.jpg\n")
+    block = read_queries(path, turns=Turns("each", " EOS "))
+    assert block.sentences == ["hi", "hello", "one"] and block.targets == [("a.jpg",), ("a.jpg",), ("b.jpg",)]
+    rows = [{"turns": ["hi", "hello"]}, {"turns": "a\tb"}]
+    path = write(tmp_path, "dialogues.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert list(open_queries(path, "turns", Turns("last"))) == ["hello", "b"]
+    path = write(tmp_path, "odd.jsonl", json.dumps({"turns": ["hi", 3]}) + "\n")
+    with pytest.raises(UserError, match="not a sentence"):
+        open_queries(path, "turns", Turns("last"))
+
+
+def test_blank_lines_that_put_lines_and_rankings_apart_are_said(tmp_path, caplog):
+    open_queries(write(tmp_path, "q.txt", "one\n\n  \ntwo\nthree\n"))
+    assert "2 blank lines are left out, the first before line 4" in caplog.text
+    caplog.clear()
+    open_queries(write(tmp_path, "q.txt", "one\ntwo\n\n"))
+    assert "blank" not in caplog.text

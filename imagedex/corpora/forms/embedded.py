@@ -93,7 +93,7 @@ def _group_rows(stored: Dataset, split: str) -> tuple[list[list[int]], list[str]
         logger.warning("%s split: one file name stands for different pictures; every row is its own picture", split)
         by_path = {row: [row] for row in range(len(paths))}
     groups = list(by_path.values())
-    names = [_stored_name(paths[rows[0]]) for rows in groups]
+    names = [stored_name(paths[rows[0]]) for rows in groups]
     if not all(names) or len(set(names)) < len(names):
         names = [f"{split}/{rows[0]:08d}" for rows in groups]
         logger.info(
@@ -108,7 +108,7 @@ def _same_picture(stored: Dataset, rows: list[int]) -> bool:
     return len({hashlib.blake2b(value or b"").digest() for value in contents}) == 1
 
 
-def _stored_name(path: str | None) -> str:
+def stored_name(path: str | None) -> str:
     """The part of a stored path that is the same on every machine: a relative path as it is, else the file name."""
     if not path:
         return ""
