@@ -25,15 +25,12 @@ class Level:
     """The nodes of one depth.
 
     Attributes:
-        start, end: they are the nodes start .. end - 1.
         inner: how many of them go on, and do not end an identifier.
         width: the most children that one of them has.
         ends: whether a child of one of them ends an identifier.
         tail: the most tokens that one of them may still be followed by, where none of them has a choice any more; else 0.
     """
 
-    start: int
-    end: int
     inner: int
     width: int
     ends: bool
@@ -128,7 +125,7 @@ class IdentifierTrie:
 
     @cached_property
     def bounds(self) -> list[tuple[int, int]]:
-        """For each depth (first node, last node + 1), the root's first; the last one has ends of identifiers alone."""
+        """For each depth its nodes, (first, last + 1), the root's first; the last depth has ends of identifiers alone."""
         bounds, (start, end) = [], (ROOT, ROOT + 1)
         while start < end:
             bounds.append((start, end))
@@ -156,7 +153,7 @@ class IdentifierTrie:
             inner = self.rows[start:end] < 0
             tails, ends = self.tails[start:end][inner], (self.rows[first:last] >= 0).any()
             tail = int(tails.max()) if tails.min() > 0 else 0
-            levels.append(Level(start, end, int(inner.sum()), int(counts[start:end].max()), bool(ends), tail))
+            levels.append(Level(int(inner.sum()), int(counts[start:end].max()), bool(ends), tail))
         return levels
 
     @cached_property

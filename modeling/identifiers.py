@@ -182,6 +182,8 @@ class Identifiers:
         """Those of these pictures alone, in the order they have here: a filter for a search. Scores over the vocabulary stay what
         they are. Raises: `KeyError` for a picture without an identifier, `ValueError` where no picture is given."""
         rows = np.unique(np.fromiter(map(self.row, image_ids), np.int64))
+        if not len(rows):
+            raise ValueError("there are no pictures to search among: no image_id is given")
         if len(rows) == len(self):
             return self
         lengths = np.diff(self.offsets)

@@ -120,6 +120,20 @@ def test_in_half_precision_as_generate_to_within_its_rounding(build, picture_bat
     assert 0 < errors[0] < 1.5 * errors[1] + 1e-3
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_where_all_words_are_as_likely_no_identifier_comes_twice(build, picture_batch, monkeypatch, scheme):
+    """Which of those with the same score come first is not said, here nor by `generate`."""
+    model, inputs, identifiers = build("gated, untied"), texts(picture_batch, "right"), identifiers_of(scheme)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    for beams in (3, len(identifiers)):
+        scores, rows = rank_identifiers(model, identifiers, inputs, beams)
+        lengths = torch.from_numpy(np.diff(identifiers.offsets))[rows] + 1
+        torch.testing.assert_close(scores, -lengths * np.log(VOCABULARY).astype(np.float32), atol=1e-4, rtol=0)
+        assert all(len(set(own)) == beams for own in rows.tolist())
+    torch.testing.assert_close(by_generate(monkeypatch, model, identifiers, inputs, beams)[0], scores)
+
+
 def children_scores(model, identifiers, inputs):
     """One query, one identifier, one token at a time, each against its siblings."""
     whole = [[*identifiers.sequence(name), EOS] for name in identifiers.image_ids]

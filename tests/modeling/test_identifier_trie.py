@@ -152,7 +152,8 @@ def test_levels_tails_and_children_are_those_of_the_dictionary(seed, count, voca
     assert len(trie.levels) == max(map(len, row_of)) and trie.shortest == min(map(len, row_of))
     for depth, level in enumerate(trie.levels):
         inner = [prefix for prefix in following if len(prefix) == depth]
-        assert level.end - level.start == sum(len(prefix) == depth for prefix in prefixes)
+        start, end = trie.bounds[depth]
+        assert end - start == sum(len(prefix) == depth for prefix in prefixes)
         assert level.inner == len(inner) and level.width == max(len(following[prefix]) for prefix in inner)
         assert level.ends == any(EOS in following[prefix] for prefix in inner)
         words = trie.words(depth)
