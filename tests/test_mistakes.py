@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import safetensors.numpy
+import torch
 import yaml
 from transformers import ViTConfig, ViTModel
 
@@ -18,6 +20,7 @@ import run_xmatching
 from imagedex import endings
 from imagedex.configuration.configuration_codebook_t5 import CodebookT5Config
 from imagedex.errors import UserError
+from imagedex.training.argument_checks import compiled
 
 VIT = {
     "model_type": "vit",
@@ -269,6 +272,26 @@ def test_a_model_without_its_identifiers_is_not_judged(call, tmp_path, script, m
             call(script, **named)
     else:
         refused(tmp_path, [f"no {missing}"], lambda: call(script, **named))
+
+
+@pytest.mark.parametrize("variable", ["PATH", "CXX"])
+def test_no_compiler(call, tmp_path, monkeypatch, variable):
+    monkeypatch.setenv(variable, str(tmp_path / "nowhere"))
+    refused(tmp_path, "needs a C++ compiler", lambda: call(run_xmatching, "--torch_compile", "true", "--use_cpu"))
+
+
+def test_a_compilation_that_fails_is_one_line_and_other_errors_stay():
+    def broken(graph, inputs):
+        raise OSError("the compiler is not whole\n\nits headers are missing")
+
+    asked = SimpleNamespace(torch_compile=True)
+    with (
+        pytest.raises(UserError, match="^--torch_compile does not work here: .*not whole.*; leave it out$"),
+        compiled(asked),
+    ):
+        torch.compile(torch.nn.Linear(2, 2), backend=broken)(torch.ones(1, 2))
+    with pytest.raises(OSError, match="elsewhere"), compiled(asked):
+        raise OSError("elsewhere")
 
 
 def test_fsdp_of_accelerate_on_a_cpu(call, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import shutil
+from contextlib import contextmanager
 
 import torch
 import transformers  # whose Trainer takes long to import
@@ -113,6 +114,18 @@ def check_compiling(args: TrainingArguments) -> None:
     compilers = [os.environ["CXX"]] if "CXX" in os.environ else COMPILERS
     if backend == "inductor" and args.device.type == "cpu" and not any(map(shutil.which, compilers)):
         raise UserError("--torch_compile needs a C++ compiler on a CPU, such as g++; leave it out")
+
+
+@contextmanager
+def compiled(args: TrainingArguments):
+    """Around what runs a model: what its compilation raises, a compiler that is not whole or a graph that cannot be made, is no
+    defect of ours. Raises `UserError`."""
+    try:
+        yield
+    except Exception as error:
+        if not (args.torch_compile and isinstance(error, torch._dynamo.exc.TorchDynamoException)):
+            raise
+        raise UserError(f"--torch_compile does not work here: {one_line(error)}; leave it out") from error
 
 
 def check_best_model(args: TrainingArguments, measured: tuple[str, ...]) -> None:

@@ -18,7 +18,7 @@ from imagedex.errors import LocalUserError, UserError
 from imagedex.evaluation.exact import split_folds
 from imagedex.files import RUN_RECORD, Lock, check_output_dir, clear_leftovers, create, writing
 from imagedex.hub import check_push
-from imagedex.training.argument_checks import check_trainer_arguments
+from imagedex.training.argument_checks import check_trainer_arguments, compiled
 from imagedex.training.stopping import StopSignals
 from imagedex.training.trainer_parts import has_weights
 from imagedex.training.whole_checkpoints import newest_whole, require_whole
@@ -157,7 +157,8 @@ class Run:
 
     def _train(self, trainer: Trainer) -> None:
         self._forget_ending()
-        trained = trainer.train(resume_from_checkpoint=self.checkpoint)
+        with compiled(self.args):
+            trained = trainer.train(resume_from_checkpoint=self.checkpoint)
         trainer.save_metrics("train", trained.metrics)
         trainer.save_model(_internal_call=True)  # pushed once, at the end, when everything is there
         trainer.save_state()  # last: it says that the training is over
