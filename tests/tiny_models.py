@@ -98,9 +98,11 @@ def save_tiny(folder, config_class, model_class, processor_class, image_processo
 
 @pytest.fixture(scope="session", autouse=True)
 def own_datasets_cache(tmp_path_factory):
-    """What `datasets` and --keep_states write while these tests run is thrown away with them."""
+    """What `datasets`, --keep_states and models with code of their own write while these tests run is thrown away with them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        # once: Python looks for this code where it first was
+        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         patch.setenv("IMAGEDEX_KEEP_DIR", str(tmp_path_factory.mktemp("kept")))
         yield
 

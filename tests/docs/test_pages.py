@@ -7,7 +7,6 @@ from collections import Counter
 
 import huggingface_hub
 import pytest
-import transformers
 from docs.page_blocks import (
     PAGES,
     SCRIPTS,
@@ -37,7 +36,6 @@ def hub(tmp_path_factory, tiny_clip, tiny_siglip):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         yield
 
 
