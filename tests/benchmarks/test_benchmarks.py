@@ -190,3 +190,13 @@ def test_new_pictures_are_unknown_to_the_training(tmp_path):
         assert f"{who} | seen | {len(first)} |" in done.stdout and f"{who} | new | 60 |" in done.stdout
         known = json.loads((tmp_path / f"with_{source}_new/identifiers.json").read_text())
         assert len(known["image_ids"]) == len(every)
+
+
+def test_engines_whole_indexes_give_the_ranking_of_the_exact_search(tmp_path):
+    pytest.importorskip("faiss")
+    words = "--size 600 --dimensions 16 --questions 4 --engines exact faiss --whole --output"
+    command = [sys.executable, str(FOLDER / "engines.py"), *words.split(), str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, cwd=FOLDER.parent)
+    rows = rows_of(next(tmp_path.glob("engines-600-whole-*.csv")))
+    assert len(rows) == 2 * 2 * 2 * 2 * 3  # vectors, engines, before and after, kinds of questions, filters
+    assert {row["same_rankings"] for row in rows} == {"1.0"} and {row["recall_at_10"] for row in rows} == {"1.0"}
