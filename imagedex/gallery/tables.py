@@ -26,7 +26,7 @@ from imagedex.gallery.rows import SUFFIXES, arrow_table, bytes_of, place_of
 logger = logging.getLogger(__name__)
 
 HUB = "hf:"
-HELD = "tables"  # within a gallery: pictures of a `Dataset` that lay in memory alone
+HELD = ".tables"  # within a gallery: pictures of a `Dataset` that lay in memory alone
 GONE = "(a row whose picture is not there)"
 
 
