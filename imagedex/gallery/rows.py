@@ -1,7 +1,7 @@
 """Pictures that lie in the rows of a table file, Parquet or Arrow: `table.parquet::000000012:image`, the row and the column.
 
-Such files are large, so they are read forwards, some rows at a time: one after the other costs one pass, and a picture alone
-costs the part of its row group before it. Arrow files are mapped into memory.
+Such files are large, so they are read forwards, a page of the column at a time (and its dictionary): one picture after the
+other costs one pass, and a picture alone costs the part of its row group before it. Arrow files are mapped into memory.
 """
 
 import os

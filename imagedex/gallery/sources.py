@@ -198,6 +198,7 @@ def read_metadata(file: Path) -> tuple[pa.Table, list[list[str]]]:
         table = columns.of_rows([row for _, row in read_rows(file)])
     else:
         table = pa.table({name: columns.with_types(cells) for name, cells in read_delimited(file).columns.items()})
+    tables.check_names(table.column_names, str(file))
     named = known_column(table.column_names, NAMED_BY)
     if named is None:
         raise UserError(f"{file} has no column file_name; its columns are {', '.join(table.column_names)[:300]}")

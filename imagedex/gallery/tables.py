@@ -26,7 +26,7 @@ from imagedex.gallery.rows import SUFFIXES, arrow_table, bytes_of, place_of
 logger = logging.getLogger(__name__)
 
 HUB = "hf:"
-HELD = "tables"  # within a gallery: pictures of a `Dataset` that lay in memory alone
+HELD = ".tables"  # within a gallery: pictures of a `Dataset` that lay in memory alone
 GONE = "(a row whose picture is not there)"
 
 
@@ -179,6 +179,7 @@ def read_file(file: str, chosen: np.ndarray | None, source: Tables) -> Rows:
     parquet = pq.ParquetFile(file) if file.lower().endswith(".parquet") else None
     table = None if parquet else arrow_table(file)
     schema = parquet.schema_arrow if parquet else table.schema
+    check_names(schema.names, file)
     features = Features.from_arrow_schema(schema)
     image = choose_image_column(features, source.image_column, file)
     if not holds_pictures(features[image]):
@@ -200,6 +201,12 @@ def read_file(file: str, chosen: np.ndarray | None, source: Tables) -> Rows:
     return Rows(
         file, places, [names[row] or "" for row in rows.tolist()], held[rows], captions or [[] for _ in places], said
     )
+
+
+def check_names(names: Sequence[str], file: str) -> None:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"{file} has several columns {twice[0]!r}; give each a name of its own")
 
 
 def holds(kind: pa.DataType) -> bool:

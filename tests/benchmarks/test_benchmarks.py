@@ -46,6 +46,18 @@ def test_the_page_says_what_a_million_queries_take(path):
         assert f"| {row['format']} | {counts} | {same} |" in PAGE
 
 
+@pytest.mark.parametrize("path", sorted((FOLDER / "results").glob("maria_job-*.csv")), ids=lambda path: path.stem)
+def test_the_page_says_what_marias_job_takes(path):
+    assert f"(results/{path.name})" in PAGE
+    for row in rows_of(path):
+        memory = " | ".join(row[f"{when}_mib"] for when in ("start", "middle", "end"))
+        same = {"True": "yes", "False": "no"}[row["same_bytes"]]
+        counts = (
+            f"{int(row['queries']):,} | {int(row['pictures']):,} | {memory} | {row['kills']} | {int(row['lines']):,}"
+        )
+        assert f"| {row['turns']} | {counts} | {same} |" in PAGE
+
+
 @pytest.mark.parametrize("path", sorted((FOLDER / "results").glob("losses-*.csv")), ids=lambda path: path.stem)
 def test_the_page_gives_mean_and_spread_of_the_losses(path):
     rows = rows_of(path)

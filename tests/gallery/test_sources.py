@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from imagedex import cli
 from imagedex.errors import UserError
 from imagedex.gallery import rows, scanning
 from imagedex.gallery.gallery import Gallery
@@ -217,7 +218,7 @@ def test_data_set_objects(gallery, tmp_path):
     assert {one.row["n"]: pixels(one.picture) for one in everything(other).values()} == {
         n: pixels(picture(n)) for n in (1, 3)
     }
-    assert not (tmp_path / "other" / "tables").exists()  # its pictures lie in the saved files
+    assert not (tmp_path / "other" / ".tables").exists()  # its pictures lie in the saved files
     with pytest.raises(UserError, match="is no source"):
         gallery.add(datasets.DatasetDict({"train": made}))
 
@@ -337,3 +338,25 @@ def test_rows_are_read_in_any_order(tmp_path):
         assert rows.content_at(str(file), rows.place_of(row, "jpg")) == bytes([row]) * 50
     with pytest.raises(OSError, match="no row 200"):
         rows.content_at(str(file), rows.place_of(200, "jpg"))
+
+
+def test_the_command_takes_tables(tiny_xmatching, photos, tmp_path, capsys):
+    write(tmp_path / "p.parquet", {"where": ["sea/1.png", "wood/0.png"], "stars": [1, 5]})
+    there = ["--gallery", str(tmp_path / "g"), "--device", "cpu"]
+    options = [
+        "--image_column",
+        "where",
+        "--image_dir",
+        str(photos),
+        "--num_workers",
+        "0",
+        "--model",
+        str(tiny_xmatching),
+    ]
+    cli.main(["index", str(tmp_path / "p.parquet"), *there, *options])
+    assert capsys.readouterr().out.startswith("2 added")
+    cli.main(["search", "text:a dog", *there, "--where", "stars > 2", "--json"])
+    assert json.loads(capsys.readouterr().out)["images"] == ["wood/0.png"]
+    with pytest.raises(SystemExit):
+        cli.main(["index", str(photos), *there, "--image_dir", str(photos)])
+    assert "are for tables" in capsys.readouterr().err
