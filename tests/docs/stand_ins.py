@@ -93,7 +93,10 @@ NOT_RUN = {
 }
 
 # Blocks in no language are no commands, by their first words -> what they are, and who checks them.
-NOT_CODE = {"run_xmatching.py   ": "the tree; tests/test_documents.py compares it with git's files"}
+NOT_CODE = {
+    "run_xmatching.py   ": "the tree; tests/test_documents.py compares it with git's files",
+    "---\ntitle:": "a Space's front matter; tests/page/test_app.py reads it",
+}
 
 
 def hub_cache(folder: Path, fixture_folders: dict[str, Path]) -> Path:
