@@ -364,7 +364,7 @@ class Gallery:
         blocks = [vectors[at : at + QUERIES_AT_ONCE] for at in range(0, len(vectors), QUERIES_AT_ONCE)]
         found = [one for block in blocks for one in self.searcher.search(block, pictures, top_k, allowed)]
         return [
-            [self._found(table, row, score) for row, score in answer if score >= lowest]
+            self._found(table, [(row, score) for row, score in answer if score >= lowest])
             for answer, lowest in zip(found, least, strict=True)
         ]
 
@@ -407,6 +407,7 @@ class Gallery:
         return Pictures(catalog.keys_of(table), rows, names, bias, f"{self.store.fingerprint} {self.vector_type}")
 
     @staticmethod
-    def _found(table: pa.Table, row: int, score: float) -> Found:
-        values = table.slice(row, 1).to_pylist()[0]
-        return Found(values["image_id"], values["path"], score, values)
+    def _found(table: pa.Table, answer: list[tuple[int, float]]) -> list[Found]:
+        rows = table.take(pa.array([row for row, _ in answer], pa.int64())).to_pylist()
+        pairs = zip(rows, answer, strict=True)
+        return [Found(values["image_id"], values["path"], score, values) for values, (_, score) in pairs]

@@ -18,6 +18,7 @@ NEAR_DUPLICATE = 0.98  # cosine between two pictures
 WITHOUT = 0.5  # weight of what the pictures are to be without: a whole one drives to the farthest, not to the rest
 LONGEST_QUERY = 2000  # characters
 MOST_FOUND = 200
+SPARE = 12  # pictures beyond a page that stand in for near-duplicates
 MOST_FOLDED = 4096  # pictures that are looked at for a page of unlike ones
 NOTHING_ASKED = "Type a sentence, drop a picture, or both."
 
@@ -150,7 +151,7 @@ def _parts(gallery: Gallery, number: int, question: Question, known: dict, path_
 def _first_look(question: Question) -> int:
     """So many that near-duplicates seldom ask for a second one."""
     top_k = min(question.top_k, MOST_FOUND)
-    return 2 * top_k if question.fold else top_k
+    return top_k + SPARE if question.fold else top_k
 
 
 def _chosen(

@@ -26,7 +26,6 @@ LOOKS = gr.themes.Default(primary_hue="indigo", neutral_hue="zinc", radius_size=
     input_border_color_focus="*primary_500",
     input_shadow_focus="none",
 )
-AT_ONCE = 64  # visitors whose questions wait together
 KEEP = 0.9  # the share of right pictures that the cut-off keeps
 
 
@@ -101,8 +100,9 @@ def options(service: Service) -> dict:
 
 def connect(service: Service, parts: dict, grids: list[gr.HTML], share: float) -> None:
     """What happens when something is typed, clicked or dropped."""
-    said = {"show_progress": "minimal", "concurrency_limit": AT_ONCE, "api_visibility": "private"}
-    quiet = said | {"show_progress": "hidden"}
+    # past Gradio's queue, which costs more than an answer: questions wait in the service, and hold no thread
+    said = {"show_progress": "minimal", "queue": False, "api_visibility": "private"}
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
     names = ("text", "without", "seen", "where", "top_k", "fold", "keep", "like", "uploads")
     asked, liked = [parts[name] for name in names], [parts[name] for name in ("like", "chips", "forget")]
 

@@ -6,10 +6,12 @@
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Annotated
 
 import gradio as gr
@@ -51,22 +53,15 @@ def application(galleries: Sequence[Gallery], title: str = "imagedex", keep: flo
     service = Service(galleries)
     app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None)
 
-    @app.middleware("http")
-    async def bounded(request, call_next):
-        if request.method not in ("GET", "HEAD", "OPTIONS"):
-            length = request.headers.get("content-length", "")
-            most = MOST_SENT if request.url.path.endswith("/upload") else MOST_ASKED
-            if not (length.isdecimal() and int(length) <= most):
-                return Response("this is more than is read", status_code=413)
-        return await call_next(request)
+    app.add_middleware(Bounded)
 
     @app.get(ROUTE + "/thumbnail/{number}/{key}")
-    def thumbnail(number: int, key: str):
-        return picture_response(lambda: service.thumbnail(number, key))
+    async def thumbnail(number: int, key: str):
+        return await picture_response(service.thumbnail(number, key))
 
     @app.get(ROUTE + "/picture/{number}/{key}")
-    def picture(number: int, key: str):
-        return picture_response(lambda: service.picture(number, key, LARGEST))
+    async def picture(number: int, key: str):
+        return await picture_response(service.picture(number, key, LARGEST))
 
     @app.post(ROUTE + "/search")
     async def search(asked: Asked):
@@ -92,9 +87,25 @@ def application(galleries: Sequence[Gallery], title: str = "imagedex", keep: flo
     )  # fmt: skip
 
 
-def picture_response(make) -> Response:
+class Bounded:
+    """Refuses what is larger than anyone needs to send, before it is read."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        answer = self.app
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            length = dict(scope["headers"]).get(b"content-length", b"")
+            most = MOST_SENT if scope["path"].endswith("/upload") else MOST_ASKED
+            if not (length.isdigit() and int(length) <= most):
+                answer = Response("this is more than is read", status_code=413)
+        await answer(scope, receive, send)
+
+
+async def picture_response(making: Future) -> Response:
     try:
-        content = make()
+        content = await asyncio.wrap_future(making)
     except Exception as error:
         if of_the_machine(error):
             raise
@@ -116,6 +127,8 @@ def serve(galleries: Sequence[Gallery], host: str, port: int, keep: float | None
             "--keep: the model has no cut-off; take an XMatchingModel that was trained with held-out captions"
         )
     app = application(galleries, keep=keep)
+    with contextlib.suppress(ImportError):  # where it is there, Gradio loads it while the first visitors wait
+        import matplotlib.pyplot  # noqa: F401
     print(f"http://{host}:{port}  ({len(galleries[0])} pictures; Ctrl-C ends it)", flush=True)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     server.run(sockets=[listening])

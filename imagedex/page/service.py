@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
 import torch
@@ -19,6 +19,7 @@ from imagedex.page.together import Together
 
 THUMBNAIL = 360  # pixels, the longer side
 THUMBNAILS = 2048  # of some 15 KiB each, in memory
+DRAWING = 2  # pictures are decoded at once; more threads would take their turns from the answers
 
 
 class Service:
@@ -31,7 +32,8 @@ class Service:
         self._turns = Together(self._answers)  # a model on one device answers one after the other
         self._keys: dict[int, catalog.Keys] = {}
         self._times = [time_of(gallery) for gallery in self.galleries]
-        self.thumbnail = lru_cache(maxsize=THUMBNAILS)(self._thumbnail)
+        self._drawing = ThreadPoolExecutor(DRAWING, thread_name_prefix="pictures")
+        self._thumbnail = lru_cache(maxsize=THUMBNAILS)(lambda number, key: self._jpeg(number, key, THUMBNAIL))
         for number, gallery in enumerate(self.galleries):
             gallery.hidden = ("path", "root")  # strangers are not to ask for the folders of this machine
             if len(gallery):  # loads what the first visitor would wait for
@@ -51,11 +53,15 @@ class Service:
         except ValueError:  # no such digits
             return None
 
-    def _thumbnail(self, number: int, key: str) -> bytes | None:
-        return self.picture(number, key, THUMBNAIL)
+    def thumbnail(self, number: int, key: str) -> "Future[bytes | None]":
+        """JPEG, of a picture in the gallery; None of any other. The future raises what a decoder raises."""
+        return self._drawing.submit(self._thumbnail, number, key)
 
-    def picture(self, number: int, key: str, longest: int) -> bytes | None:
-        """JPEG, of a picture in the gallery; None of any other. Raises what a decoder raises."""
+    def picture(self, number: int, key: str, longest: int) -> "Future[bytes | None]":
+        """As `thumbnail`, so large."""
+        return self._drawing.submit(self._jpeg, number, key, longest)
+
+    def _jpeg(self, number: int, key: str, longest: int) -> bytes | None:
         path = self.path(number, key)
         if path is None:
             return None

@@ -98,6 +98,7 @@ NOT_CODE = {
     "run_xmatching.py   ": "the tree; tests/test_documents.py compares it with git's files",
     "i saw a heron": "a line of a corpus; tests/retrieval/test_queries.py reads such lines",
     "0a1b2c": "a line of rankings; tests/evaluation/test_rankings.py reads such lines",
+    "---\ntitle:": "a Space's front matter; tests/page/test_app.py reads it",
 }
 
 

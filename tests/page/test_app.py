@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
 pytest.importorskip("gradio", reason="the page needs the extra `demo`")
 
@@ -65,3 +69,14 @@ def test_a_setting_that_is_wrong_is_one_line(tiny_xmatching, tmp_path, settings,
     process = start(tmp_path, **({"IMAGEDEX_MODEL": str(tiny_xmatching)} | settings))
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 2 and says in said.splitlines()[-1] and "Traceback" not in said
+
+
+def test_the_front_matter_of_a_space_names_what_is_there():
+    text = (APP.parent / "docs" / "gallery.md").read_text(encoding="utf-8")
+    facts = yaml.safe_load(
+        re.search(r"^---\ntitle:.*?(?=^---$)", text, re.MULTILINE | re.DOTALL)[0].removeprefix("---")
+    )
+    project = tomllib.loads((APP.parent / "pyproject.toml").read_text())["project"]
+    assert facts["sdk"] == "gradio" and (APP.parent / facts["app_file"]).is_file()
+    assert facts["python_version"] in project["requires-python"]
+    assert Requirement(project["optional-dependencies"]["demo"][0]).specifier.contains(facts["sdk_version"])
