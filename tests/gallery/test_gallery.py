@@ -39,11 +39,6 @@ def ids(found):
     return [one.image_id for one in found]
 
 
-def encoded_anew(gallery, paths):
-    """Vectors of pictures, not from the gallery."""
-    return {path.name: gallery.query_vector([f"image:{path}"]) for path in paths}
-
-
 def test_the_first_time_and_again(gallery, photos):
     changes = gallery.add(photos)
     assert (len(changes.added), changes.unchanged, len(gallery)) == (8, 0, 8)
@@ -132,45 +127,6 @@ def test_archives_lists_and_second_folders(gallery, photos, tmp_path):
     other.parent.mkdir()
     assert gallery.add(other.parent).removed == ["elsewhere/x.png"]  # of that source alone
     assert len(gallery) == 12
-
-
-def test_any_sequence_of_changes_finds_what_brute_force_finds(gallery, tmp_path):
-    """Recall is 1 whatever was added, changed and removed, and the disk follows."""
-    rng, photos = np.random.default_rng(0), tmp_path / "p"
-    expected: dict[str, np.ndarray] = {}
-    number = 0
-    for _ in range(12):
-        for _ in range(int(rng.integers(1, 9))):
-            name = f"{rng.integers(0, 14)}.png"
-            if name in expected and rng.random() < 0.5:
-                (photos / name).unlink()
-                del expected[name]
-            else:
-                number += 1
-                paint(photos / name, 1000 + number)
-                os.utime(photos / name, ns=(number, number))
-                expected[name] = np.empty(0)
-        photos.mkdir(exist_ok=True)
-        gallery.add(photos)
-        vectors = encoded_anew(gallery, [photos / name for name in expected])
-        query = gallery.query_vector(["a dog on the beach"])
-        bias = {
-            name: gallery.model.encoder.bank.bias(_tensor(v))[0].item() if gallery.model.encoder.bank else 0
-            for name, v in vectors.items()
-        }
-        best = sorted(expected, key=lambda name: (-(float(vectors[name] @ query) - bias[name]), name))
-        found = gallery.search("a dog on the beach", top_k=5)
-        assert ids(found) == best[:5]
-        rows = sum(len(shard.keys) for shard in gallery.store.shards)
-        disk = sum(shard.path.stat().st_size for shard in gallery.store.shards)
-        row = sum(a[:1].nbytes for a in (gallery.store.shards[0].keys, *gallery.store.shards[0].fields.values()))
-        assert rows <= 1.2 * max(1, len(expected)) and disk <= 1.2 * len(expected) * row + 2000
-
-
-def _tensor(vector):
-    import torch
-
-    return torch.from_numpy(vector)[None]
 
 
 def test_a_removed_picture_and_a_filter_to_remove_by(gallery, photos):
