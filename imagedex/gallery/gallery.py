@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from imagedex.encoding.store import ROWS_PER_SHARD, Store
+from imagedex.encoding.store import ROWS_PER_SHARD, Store, as_scalars
 from imagedex.encoding.vectors import encode_texts, image_vector_batches
 from imagedex.errors import UserError
-from imagedex.files import alone_in, whole_file
-from imagedex.gallery import catalog, compaction, exact, filters, scanning
+from imagedex.files import alone_in, clear_leftovers, whole_file
+from imagedex.gallery import catalog, compaction, exact, filters, looked, scanning
 from imagedex.gallery.model import DEFAULT_MODEL, GalleryModel
 from imagedex.gallery.pictures import IndexedPictures, PlacedPictures, open_picture
 from imagedex.gallery.processes import Processes
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 VECTORS = "vectors"
 QUERIES_AT_ONCE = 256
-NOT_READ = bytes(16)  # the key of a file that could not be opened
 VECTOR_TYPES = {"float32": np.float32, "float16": np.float16}
 
 
@@ -121,7 +120,7 @@ class Gallery:
     @property
     def readable(self) -> np.ndarray:
         """Rows of the catalog that can be found."""
-        return np.flatnonzero(pc.equal(self.table["unreadable"], "").to_numpy())
+        return np.flatnonzero(catalog.mask_of(catalog.readable(self.table)))
 
     # changes
 
@@ -140,8 +139,8 @@ class Gallery:
         self.folder.mkdir(parents=True, exist_ok=True)
         with alone_in(self.folder, "gallery") if processes.is_first else nullcontext():
             self._reread()
-            looked = processes.from_first(lambda: self._look(checked, threads, progress))
-            return self._update(*looked, processes, batch_size, num_workers, progress)
+            state = processes.from_first(lambda: self._look(checked, threads, progress))
+            return self._update(*state, processes, batch_size, num_workers, progress)
 
     def remove(self, image_ids: Sequence[str] = (), where: str | None = None) -> list[str]:
         """Takes pictures out: those named, and those for which the filter holds. They come back if `add` finds them again."""
@@ -156,7 +155,7 @@ class Gallery:
             if where is not None:
                 gone |= filters.allowed(self.table, where)
             removed = self.table.filter(pa.array(gone))["image_id"].to_pylist()
-            self._commit(self.table.filter(pa.array(~gone)))
+            self._commit(self.table.filter(pa.array(~gone)), self.header)
             return removed
 
     def _reread(self) -> None:
@@ -164,10 +163,19 @@ class Gallery:
         known = catalog.read(self.folder)
         if known:
             self.header, self.table = known
-        self._store = self._searched = None
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """At the store's files: those that are known stay mapped, and are not checked once more."""
+        self._searched = None
+        if self._store is not None:
+            self._store.reload()
 
     def _look(self, sources, threads: int, progress: bool) -> tuple:
         """(header, table, changes, the sources) as they are now, before anything is encoded."""
+        for folder in (self.folder, self.folder / VECTORS):
+            if folder.is_dir():
+                clear_leftovers(folder)
         header = catalog.Header(self.model.name, self.model.maker, self.model.files, self.vector_type)
         if self.header:  # a copy: what ends in an error changes nothing
             header = replace(self.header, files=self.model.files)
@@ -201,12 +209,11 @@ class Gallery:
         table = self._encode(table, processes, batch_size, num_workers, progress)
         ours = table.filter(pc.is_in(table["root"], pa.array(roots, pa.string()))).select(["image_id", "unreadable"])
         changes.unreadable = {row["image_id"]: row["unreadable"] for row in ours.to_pylist() if row["unreadable"]}
-        self.header = header
         if processes.is_first:
-            self._commit(table)
+            self._commit(table, header)
         processes.joined({})
-        self.table = table
-        self._store = self._searched = None
+        self.header, self.table = header, table
+        self._look_again()
         return changes
 
     def _in_step(self, places, roots: set[str], changes, threads: int, progress: bool) -> pa.Table:
@@ -219,9 +226,13 @@ class Gallery:
         new = []
         for place in places:
             row = known.get(place.image_id)
-            if row is None or row["key"] == NOT_READ or (row["bytes"], row["changed"]) != (place.bytes, place.changed):
+            if (
+                row is None
+                or row["key"] == scanning.NOT_READ
+                or (row["bytes"], row["changed"]) != (place.bytes, place.changed)
+            ):
                 new.append(place)
-        described = list(scanning.describe_all(new, threads, progress))
+        described = looked.described(self.folder, new, threads, progress)
         for row in described:
             before = known.get(row["image_id"])
             if before is None:
@@ -239,8 +250,7 @@ class Gallery:
         self, table: pa.Table, processes: Processes, batch_size: int, num_workers: int, progress: bool
     ) -> pa.Table:
         """Vectors of all pictures that have none yet; the table with the reasons of those that cannot be decoded."""
-        readable = pc.equal(table["unreadable"], "")
-        rows = np.flatnonzero(readable.to_numpy())
+        rows = np.flatnonzero(catalog.mask_of(catalog.readable(table)))
         keys, paths = catalog.keys_of(table)[rows], table["path"].to_numpy(zero_copy_only=False)[rows]
         lacking = len(self.store.missing(keys))
         processes.joined({})  # all have looked before anyone writes, so all share out the same rows
@@ -249,10 +259,12 @@ class Gallery:
             processes.joined({})
             self.store.reload()  # what the others have written
         unreadable = table["unreadable"].to_pylist()
-        for place in compaction.without_vector(self.store, keys):
-            unreadable[rows[place]] = (
-                "its pixels cannot be decoded"  # the same words for a run that was stopped and went on
-            )
+        known = as_scalars(catalog.keys_of(self.table)[self.readable])
+        new = np.flatnonzero(~np.isin(as_scalars(keys), known))
+        for place in compaction.without_vector(
+            self.store, keys[new]
+        ):  # the same words for a run that was stopped and went on
+            unreadable[rows[new[place]]] = "its pixels cannot be decoded"
         column = table.column_names.index("unreadable")
         return table.set_column(column, "unreadable", pa.array(unreadable, pa.string()))
 
@@ -267,9 +279,11 @@ class Gallery:
 
         self.store.fill(keys, encode, batch_size, processes.share, ROWS_PER_SHARD)
 
-    def _commit(self, table: pa.Table) -> None:
-        catalog.write(self.folder, self.header, table)
-        self.table, self._searched = table, None
+    def _commit(self, table: pa.Table, header: catalog.Header) -> None:
+        if header != self.header or not table.equals(self.table):
+            catalog.write(self.folder, header, table)
+        self.header, self.table, self._searched = header, table, None
+        looked.clear(self.folder)
         compaction.compact(self.store, catalog.keys_of(table)[self.readable])
 
     def export(self, path: str | Path) -> int:
@@ -364,7 +378,7 @@ class Gallery:
 
     def _searchable(self) -> tuple:
         if self._searched is None:
-            table = self.table.take(pa.array(self.readable)).combine_chunks()
+            table = self.table.filter(catalog.readable(self.table)).combine_chunks()
             rows = self._rows(catalog.keys_of(table))
             if rows is None:  # another process has changed the gallery since it was opened
                 self._reread()

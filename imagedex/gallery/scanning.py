@@ -18,6 +18,7 @@ from imagedex.errors import UserError
 from imagedex.gallery.catalog import SCHEMA
 from imagedex.gallery.pictures import PHONES, READS_PHONES, WITHIN, content_of, hash_of, of_the_machine, reason
 
+NOT_READ = bytes(KEY_BYTES)  # the key of a file that could not be opened
 AT_ONCE = 8192  # files whose reading is under way or waits for its turn
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations in which width and height change places
 LEADS_NOWHERE = "(a link that leads nowhere)"
@@ -88,7 +89,7 @@ def describe(place: Place) -> dict:
         if of_the_machine(error):
             raise
         row["unreadable"] = reason(error)
-        row.setdefault("key", bytes(KEY_BYTES))  # the file could not be opened: it is tried again the next time
+        row.setdefault("key", NOT_READ)  # the file could not be opened: it is tried again the next time
     row["date"] = taken or datetime.datetime.fromtimestamp(place.changed // 10**9)
     return row
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from imagedex.errors import UserError
 from imagedex.files import alone_in
-from imagedex.gallery import compaction, pictures, scanning
+from imagedex.gallery import compaction, looked, pictures, scanning
+from imagedex.gallery import gallery as gallery_module
 from imagedex.gallery.gallery import Gallery
 
 
@@ -249,6 +250,70 @@ def test_what_probably_does_not_match_is_left_out(tiny_xmatching, photos, tmp_pa
     assert gallery.search("a dog", top_k=8, keep=0.9) == []
     with pytest.raises(UserError, match="no share between 0 and 1"):
         gallery.search("a dog", keep=1.5)
+
+
+@pytest.mark.parametrize("part", ["whole", "damaged"])
+def test_what_a_killed_update_has_read_is_not_read_again(gallery, photos, monkeypatch, part):
+    monkeypatch.setattr(looked, "LEAST", 1)
+    monkeypatch.setattr(looked, "AT_ONCE", 3)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Gallery, "_encode", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        gallery.add(photos)
+    parts = sorted(gallery.folder.glob(looked.PARTS))
+    assert len(parts) == 3  # of eight files
+    if part == "damaged":
+        parts[0].write_bytes(parts[0].read_bytes()[:-9])
+    paint(photos / "wood" / "0.png", 101, size=(30, 20))  # changed meanwhile
+    (photos / "wood" / "2.png").unlink()
+    read, real = [], scanning.describe
+    monkeypatch.setattr(scanning, "describe", lambda place: read.append(place.image_id) or real(place))
+    again = Gallery.open(gallery.folder, gallery.model.name, device="cpu")
+    assert len(again.add(photos).added) == 7 and len(again.search("a dog")) == 7
+    assert sorted(read) == (
+        ["wood/0.png"] if part == "whole" else ["sea/1.png", "sea/3.png", "sea/5.png", "wood/0.png"]
+    )
+    assert not list(gallery.folder.glob(looked.PARTS))
+    other = Gallery.open(gallery.folder.parent / "other", gallery.model.name, device="cpu")
+    other.add(photos)
+    assert again.table.equals(other.table)
+
+
+def test_what_killed_processes_leave_is_removed(gallery, photos):
+    gallery.add(photos)
+    left = [
+        gallery.folder / ".catalog.parquet.abcd_123.tmp",
+        gallery.folder / "vectors" / ".shard-1.safetensors.x2345678.tmp",
+    ]
+    for path in left:
+        path.write_bytes(b"half")
+    assert gallery.add(photos).unchanged == 8
+    assert not any(path.exists() for path in left)
+
+
+def test_an_update_without_a_change_writes_nothing(gallery, photos):
+    gallery.add(photos)
+    before = {path: path.stat().st_ino for path in gallery.folder.rglob("*")}
+    assert gallery.add(photos).unchanged == 8
+    assert {path: path.stat().st_ino for path in gallery.folder.rglob("*")} == before
+
+
+def test_a_few_changes_do_not_write_the_whole_store_anew(gallery, tmp_path, monkeypatch):
+    """200 pictures in shards of 10: of those that hold nothing dead none is touched, and one change makes one small shard."""
+    for module in (gallery_module, compaction):
+        monkeypatch.setattr(module, "ROWS_PER_SHARD", 10)
+    for number in range(200):
+        paint(tmp_path / "p" / f"{number:03d}.png", number, size=(2, 2))
+    gallery.add(tmp_path / "p")
+    before = set((gallery.folder / "vectors").iterdir())
+    paint(tmp_path / "p" / "000.png", 1000, size=(3, 3))
+    gallery.add(tmp_path / "p")
+    assert len(set((gallery.folder / "vectors").iterdir()) ^ before) == 1
+    for number in range(45, 95):
+        (tmp_path / "p" / f"{number:03d}.png").unlink()
+    gallery.add(tmp_path / "p")
+    after = set((gallery.folder / "vectors").iterdir())
+    assert sum(len(shard.keys) for shard in gallery.store.shards) <= 1.03 * 150 + 1
+    assert len(before & after) >= 14
 
 
 def test_a_file_that_could_not_be_opened_is_tried_again(gallery, photos, monkeypatch):

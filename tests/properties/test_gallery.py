@@ -1,5 +1,5 @@
-"""A gallery against brute force: files are painted, spoilt, copied, renamed and deleted, the gallery is brought in step, killed at
-any write, opened again, and pictures are taken out, in any order; then any question under any filter."""
+"""A gallery against brute force: files are painted, spoilt, copied, renamed and deleted, the gallery is brought in step, killed
+at any write and opened again, pictures are taken out, in any order; then any question under any filter."""
 
 import contextlib
 import functools
