@@ -33,7 +33,7 @@ THINGS = ("dog", "cat", "boat", "tree", "girl", "man", "bicycle", "ball", "house
 PLACES = ("on the grass", "in the water", "beside a wall", "under the sky", "near two others", "at night")
 
 
-def save_model(folder: Path) -> None:
+def save_model(folder: Path, projection_dim: int = 16) -> None:
     import torch
 
     from imagedex.configuration.configuration_xmatching import XMatchingConfig
@@ -49,7 +49,7 @@ def save_model(folder: Path) -> None:
         text_config={"model_type": "bert", "vocab_size": len(tokenizer), "initializer_range": 0.5, **sizes},
         vision_config={"model_type": "vit", "image_size": 32, "patch_size": 16, "initializer_range": 0.5, **sizes},
         text_pooling="mean", text_pooling_layers=1, vision_pooling="mean", text_head="linear", vision_head="linear",
-        projection_dim=16,
+        projection_dim=projection_dim,
     )  # fmt: skip
     XMatchingModel(config).save_pretrained(folder)
     RetrievalProcessor(build_image_processor({"size": {"height": 32, "width": 32}}), tokenizer).save_pretrained(folder)

@@ -190,3 +190,19 @@ def test_new_pictures_are_unknown_to_the_training(tmp_path):
         assert f"{who} | seen | {len(first)} |" in done.stdout and f"{who} | new | 60 |" in done.stdout
         known = json.loads((tmp_path / f"with_{source}_new/identifiers.json").read_text())
         assert len(known["image_ids"]) == len(every)
+
+
+@pytest.mark.slow
+def test_galleries_through_kills_and_updates(tmp_path):
+    """Small sizes of both: the bytes of an undisturbed gallery, and the room on disk."""
+    for name, *sizes in (
+        ("gallery_kills", "--pictures", "2300", "--kills", "1"),
+        ("gallery_updates", "--pictures", "200", "--updates", "400", "--singly", "10", "--catalog_rows", "1000"),
+    ):
+        command = [sys.executable, str(FOLDER / f"{name}.py"), *sizes, "--results_dir", str(tmp_path)]
+        subprocess.run(command, check=True, timeout=1200)
+    (kills,) = (rows_of(path) for path in tmp_path.glob("gallery_kills-*.csv"))
+    assert [row["same_bytes"] for row in kills] == ["True"] * 5
+    assert {row["line"] for row in kills[-2:]} == {"100 added, 100 changed, 100 removed, 2100 unchanged"}
+    (updates,) = (rows_of(path) for path in tmp_path.glob("gallery_updates-*.csv"))
+    assert all(1 < float(row["most_disk_ratio"]) <= 1.2 for row in updates) and len(updates) == 2
