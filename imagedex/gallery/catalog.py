@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imagedex.encoding.store import as_scalars
@@ -83,7 +84,8 @@ def read(folder: Path) -> tuple[Header, pa.Table] | None:
     if not path.is_file():
         return None
     try:
-        table = pq.read_table(path, memory_map=True)
+        with pq.ParquetFile(path, memory_map=True) as file:  # without pandas, see `readable`
+            table = file.read()
         record = json.loads(table.schema.metadata[b"imagedex"])
         if record.get("format") != FORMAT:
             raise UserError(f"{folder} is a gallery of another format ({record.get('format')}); make it anew")
@@ -104,6 +106,20 @@ def write(folder: Path, header: Header, table: pa.Table) -> None:
 
 def empty() -> pa.Table:
     return SCHEMA.empty_table()
+
+
+def readable(table: pa.Table) -> pa.ChunkedArray:
+    """Booleans: rows that can be found, those without a reason against it. Not by a comparison with "": constants of pyarrow, and
+    its arrays of numpy, import pandas, for which a search would wait."""
+    return pc.invert(pc.binary_length(table["unreadable"]).cast(pa.bool_()))
+
+
+def mask_of(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """(N,) of a column of booleans; a missing one is False."""
+    column = column.fill_null(False) if column.null_count else column
+    numbers = column.cast(pa.uint8())
+    numbers = numbers.combine_chunks() if isinstance(numbers, pa.ChunkedArray) else numbers
+    return np.from_dlpack(numbers).astype(bool)
 
 
 def keys_of(table: pa.Table) -> np.ndarray:

@@ -9,7 +9,9 @@ from imagedex.encoding.store import ROWS_PER_SHARD, Store, as_scalars
 logger = logging.getLogger(__name__)
 
 MOST_SMALL = 32  # shards beyond what the rows need: each is a file to be opened
+HEADER = 400  # bytes of a shard beside its rows
 MOST = 1.15  # of the room that the live rows need
+LEFT = 0.03  # dead rows that may stay, as a share of the live ones, when some are dropped
 
 
 def without_vector(store: Store, keys: np.ndarray) -> np.ndarray:
@@ -23,27 +25,37 @@ def without_vector(store: Store, keys: np.ndarray) -> np.ndarray:
 
 
 def compact(store: Store, live: np.ndarray) -> None:
-    """Writes shards anew that hold dead rows or few rows, where the store takes more room than it has to.
+    """Writes shards anew that hold many dead rows or few living ones, where the store takes more room than it has to. A change of
+    a few pictures therefore moves few rows: a shard waits until a seventh of all rows is dead.
 
     New shards are written before old ones are removed: a kill leaves rows twice, never none.
 
     Args: live (N, 16) keys that are needed.
     """
-    wanted = np.unique(as_scalars(live)) if len(live) else np.empty(0, "V16")
-    alive = [np.isin(as_scalars(shard.keys), wanted) for shard in store.shards]
-    first = first_of_equal(store)
-    alive = [own & again for own, again in zip(alive, first, strict=True)]
-    sizes = [shard.path.stat().st_size for shard in store.shards]
+    alive = living(store, live)
+    counts = np.array([int(own.sum()) for own in alive], np.int64)
+    dead = np.array([len(own) for own in alive], np.int64) - counts
+    size = sum(shard.path.stat().st_size for shard in store.shards)
     row_bytes = max(
         (sum(a[:1].nbytes for a in (shard.keys, *shard.fields.values())) for shard in store.shards), default=1
     )
-    needed = sum(int(own.sum()) for own in alive) * row_bytes
-    crowded = len(store.shards) > 2 * -(-len(wanted) // ROWS_PER_SHARD) + MOST_SMALL
-    if sum(sizes) <= MOST * needed + row_bytes and not crowded:
+    shards = -(-counts.sum() // ROWS_PER_SHARD)
+    room = MOST * counts.sum() * row_bytes + shards * HEADER + row_bytes
+    too_large = size > room or dead.sum() > (MOST - 1) * counts.sum() + 1
+    if not too_large and len(alive) <= 2 * shards + MOST_SMALL:
         return
-    worst = [place for place, own in enumerate(alive) if not own.all() or len(own) < ROWS_PER_SHARD // 2]
-    old, written, waiting = [store.shards[place].path for place in worst], [], []
-    for place in worst:  # never more than two shards in memory
+    worst = set(np.flatnonzero(counts < ROWS_PER_SHARD // 2).tolist())
+    if too_large:
+        order = np.argsort(-dead / np.maximum(counts, 1), kind="stable")
+        left = dead.sum() - np.cumsum(dead[order])  # dead rows, were the shards up to this one written anew
+        worst |= set(order[: 1 + int(np.argmax(left <= LEFT * counts.sum()))].tolist())
+    rewrite(store, sorted(worst), alive)
+
+
+def rewrite(store: Store, places: list[int], alive: list[np.ndarray]) -> None:
+    """Args: places of shards; alive, for every shard (rows,) booleans."""
+    old, written, waiting = [store.shards[place].path for place in places], [], []
+    for place in places:  # never more than two shards in memory
         shard, own = store.shards[place], alive[place]
         waiting.append({"keys": shard.keys[own]} | {name: field[own] for name, field in shard.fields.items()})
         if sum(len(part["keys"]) for part in waiting) >= ROWS_PER_SHARD:
@@ -65,10 +77,14 @@ def write(store: Store, waiting: list[dict[str, np.ndarray]], least: int) -> lis
     return written
 
 
-def first_of_equal(store: Store) -> list[np.ndarray]:
-    """For each shard (rows,) booleans: whether this is the first row of its key."""
-    keys = np.concatenate([as_scalars(shard.keys) for shard in store.shards]) if store.shards else np.empty(0, "V16")
-    first = np.zeros(len(keys), bool)
-    if len(keys):
-        first[np.unique(keys, return_index=True)[1]] = True
-    return np.split(first, np.cumsum([len(shard.keys) for shard in store.shards])[:-1]) if store.shards else []
+def living(store: Store, live: np.ndarray) -> list[np.ndarray]:
+    """For each shard (rows,) booleans: rows whose key is needed; of equal keys the first."""
+    if not store.shards:
+        return []
+    keys, wanted = np.concatenate([as_scalars(shard.keys) for shard in store.shards]), np.unique(as_scalars(live))
+    alive = np.zeros(len(keys), bool)
+    if len(wanted):
+        first = np.unique(keys, return_index=True)[1]
+        at = np.minimum(np.searchsorted(wanted, keys[first]), len(wanted) - 1)
+        alive[first] = wanted[at] == keys[first]
+    return np.split(alive, np.cumsum([len(shard.keys) for shard in store.shards])[:-1])

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imagedex.errors import UserError
+from imagedex.gallery import catalog
 
 EXAMPLE = "folder == 'beach' and width >= 1000"
 _COMPARE: dict[type, Callable] = {
@@ -45,7 +46,7 @@ def allowed(table: pa.Table, where: str) -> np.ndarray:
         raise UserError(f"--where {where!r}: {' '.join(str(error).split())[:200]}") from error
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"--where {where[:200]!r} is no filter; an example is: {EXAMPLE}") from error
-    return np.asarray(mask.fill_null(False).to_numpy(zero_copy_only=False), bool)
+    return catalog.mask_of(mask)
 
 
 class _Reader:

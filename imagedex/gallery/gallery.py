@@ -22,11 +22,11 @@ import pyarrow.compute as pc
 import torch
 from PIL import Image
 
-from imagedex.encoding.store import ROWS_PER_SHARD, Store
+from imagedex.encoding.store import ROWS_PER_SHARD, Store, as_scalars
 from imagedex.encoding.vectors import encode_texts, image_vector_batches
 from imagedex.errors import UserError
 from imagedex.files import Lock, clear_leftovers
-from imagedex.gallery import catalog, columns, compaction, exporting, filters, scanning, sources
+from imagedex.gallery import catalog, columns, compaction, exporting, filters, looked, scanning, sources
 from imagedex.gallery.engines.index import Pictures
 from imagedex.gallery.engines.searcher import Searcher
 from imagedex.gallery.model import DEFAULT_MODEL, GalleryModel
@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 VECTORS = "vectors"
 QUERIES_AT_ONCE = 256
-NOT_READ = bytes(16)  # the key of a file that could not be opened
 VECTOR_TYPES = {"float32": np.float32, "float16": np.float16}
 
 
@@ -141,7 +140,7 @@ class Gallery:
     @property
     def readable(self) -> np.ndarray:
         """Rows of the catalog that can be found."""
-        return np.flatnonzero(pc.equal(self.table["unreadable"], "").to_numpy())
+        return np.flatnonzero(catalog.mask_of(catalog.readable(self.table)))
 
     # changes
 
@@ -162,8 +161,8 @@ class Gallery:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._alone() if processes.is_first else nullcontext():
             self.refresh()
-            looked = processes.from_first(lambda: self._look(checked, threads, progress))
-            return self._update(*looked, processes, batch_size, num_workers, progress)
+            state = processes.from_first(lambda: self._look(checked, threads, progress))
+            return self._update(*state, processes, batch_size, num_workers, progress)
 
     def remove(self, image_ids: Sequence[str] = (), where: str | None = None) -> list[str]:
         """Takes pictures out: those named, and those for which the filter holds. They come back if `add` finds them again."""
@@ -178,7 +177,7 @@ class Gallery:
             if where is not None:
                 gone |= filters.allowed(self.table, where)
             removed = self.table.filter(pa.array(gone))["image_id"].to_pylist()
-            self._commit(self.table.filter(pa.array(~gone)))
+            self._commit(self.table.filter(pa.array(~gone)), self.header)
             return removed
 
     @contextmanager
@@ -195,7 +194,13 @@ class Gallery:
         known = catalog.read(self.folder)
         if known:
             self.header, self.table = known
-        self._store = self._searched = None
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """At the store's files: those that are known stay mapped, and are not checked once more."""
+        self._searched = None
+        if self._store is not None:
+            self._store.reload()
 
     def _look(self, checked, threads: int, progress: bool) -> tuple:
         """(header, table, changes, the sources) as they are now, before anything is encoded."""
@@ -208,10 +213,10 @@ class Gallery:
         for source in checked:
             taken = {place.image_id for place in places if place.root != str(source)}
             taken |= {name for name, root in known if root != str(source)}
-            looked = sources.look(source, roots.prefix(str(source), taken))
-            places += looked.places
-            said.append(looked.said)
-            for ending, count in looked.others.items():
+            there = sources.look(source, roots.prefix(str(source), taken))
+            places += there.places
+            said.append(there.said)
+            for ending, count in there.others.items():
                 changes.passed_over[ending] = changes.passed_over.get(ending, 0) + count
         header.roots = roots.prefixes
         names = {str(source) for source in checked}
@@ -238,12 +243,11 @@ class Gallery:
         table = self._encode(table, processes, batch_size, num_workers, progress)
         ours = table.filter(pc.is_in(table["root"], pa.array(roots, pa.string()))).select(["image_id", "unreadable"])
         changes.unreadable = {row["image_id"]: row["unreadable"] for row in ours.to_pylist() if row["unreadable"]}
-        self.header = header
         if processes.is_first:
-            self._commit(table, progress)
+            self._commit(table, header, progress)
         processes.joined({})
-        self.table = table
-        self._store = self._searched = None
+        self.header, self.table = header, table
+        self._look_again()
         return changes
 
     def _in_step(self, places, roots: set[str], changes, threads: int, progress: bool) -> pa.Table:
@@ -256,9 +260,9 @@ class Gallery:
         new = []
         for place in places:
             row = known.get(place.image_id)
-            if row is None or row["key"] == NOT_READ or not place.is_as(row):
+            if row is None or row["key"] == scanning.NOT_READ or not place.is_as(row):
                 new.append(place)
-        described = list(scanning.describe_all(new, threads, progress))
+        described = looked.described(self.folder, new, threads, progress)
         for row in described:
             before = known.get(row["image_id"])
             if before is None:
@@ -276,8 +280,7 @@ class Gallery:
         self, table: pa.Table, processes: Processes, batch_size: int, num_workers: int, progress: bool
     ) -> pa.Table:
         """Vectors of all pictures that have none yet; the table with the reasons of those that cannot be decoded."""
-        readable = pc.equal(table["unreadable"], "")
-        rows = np.flatnonzero(readable.to_numpy())
+        rows = np.flatnonzero(catalog.mask_of(catalog.readable(table)))
         rows = rows[
             np.argsort(table["path"].to_numpy(zero_copy_only=False)[rows], kind="stable")
         ]  # as they lie in tables
@@ -289,10 +292,12 @@ class Gallery:
             processes.joined({})
             self.store.reload()  # what the others have written
         unreadable = table["unreadable"].to_pylist()
-        for place in compaction.without_vector(self.store, keys):
-            unreadable[rows[place]] = (
-                "its pixels cannot be decoded"  # the same words for a run that was stopped and went on
-            )
+        known = as_scalars(catalog.keys_of(self.table)[self.readable])
+        new = np.flatnonzero(~np.isin(as_scalars(keys), known))
+        for place in compaction.without_vector(
+            self.store, keys[new]
+        ):  # the same words for a run that was stopped and went on
+            unreadable[rows[new[place]]] = "its pixels cannot be decoded"
         column = table.column_names.index("unreadable")
         return table.set_column(column, "unreadable", pa.array(unreadable, pa.string()))
 
@@ -307,9 +312,11 @@ class Gallery:
 
         self.store.fill(keys, encode, batch_size, processes.share, ROWS_PER_SHARD)
 
-    def _commit(self, table: pa.Table, progress: bool = False) -> None:
-        catalog.write(self.folder, self.header, table)
-        self.table, self._searched = table, None
+    def _commit(self, table: pa.Table, header: catalog.Header, progress: bool = False) -> None:
+        if header != self.header or not table.equals(self.table):
+            catalog.write(self.folder, header, table)
+        self.header, self.table, self._searched = header, table, None
+        looked.clear(self.folder)
         compaction.compact(self.store, catalog.keys_of(table)[self.readable])
         if self.searcher.engine != "exact":
             self.searcher.follow(self._pictures(), progress)
@@ -393,7 +400,7 @@ class Gallery:
 
     def _searchable(self) -> tuple:
         if self._searched is None:
-            table = self.table.take(pa.array(self.readable)).combine_chunks()
+            table = self.table.filter(catalog.readable(self.table)).combine_chunks()
             rows = self._rows(catalog.keys_of(table))
             if rows is None:  # another process has changed the gallery since it was opened
                 self.refresh()

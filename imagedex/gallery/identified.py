@@ -15,7 +15,7 @@ import torch
 from imagedex.bounds import MOST_BEAMS
 from imagedex.checkpoints import choose_device, read_model_type
 from imagedex.errors import UserError
-from imagedex.gallery import catalog, filters
+from imagedex.gallery import catalog, filters, looked
 from imagedex.gallery.gallery import Found, Gallery
 from imagedex.gallery.model import GalleryModel
 from imagedex.gallery.pictures import readable_picture
@@ -23,6 +23,7 @@ from imagedex.gallery.query import Part, read_parts
 from imagedex.identifiers.generative_model import GenerativeModel, load_generative, without_identifier
 from imagedex.modeling import GENERATIVE
 from imagedex.modeling.constrained_decoding import rank_identifiers
+from imagedex.modeling.identifier_paths import Step, identifier_paths
 from imagedex.modeling.identifiers import Identifiers
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,11 @@ class IdentifierModel(GalleryModel):
             inputs = parts.processor(text=[part.text], return_tensors="pt")
         return {n: v.to(weight.device, weight.dtype if v.is_floating_point() else None) for n, v in inputs.items()}
 
+    def paths(self, sentence: str, image_ids: Sequence[str]) -> list[list[Step]]:
+        """How the identifiers of these pictures are written, see `identifier_paths`."""
+        parts, inputs = self.parts, self.read(Part(text=sentence))
+        return identifier_paths(parts.model, parts.identifiers, inputs, image_ids, parts.processor.tokenizer)
+
 
 class IdentifierGallery(Gallery):
     model: IdentifierModel
@@ -83,9 +89,10 @@ class IdentifierGallery(Gallery):
         self._known(table.filter(pa.compute.equal(table["unreadable"], "")))
         return table
 
-    def _commit(self, table: pa.Table, *_) -> None:
-        catalog.write(self.folder, self.header, table)
-        self.table, self._searched = table, None
+    def _commit(self, table: pa.Table, header: catalog.Header, *_) -> None:
+        catalog.write(self.folder, header, table)
+        self.header, self.table, self._searched = header, table, None
+        looked.clear(self.folder)
 
     def _known(self, table: pa.Table) -> pa.Table:
         """The pictures that the model knows; the others are counted in the log. Raises `UserError` where there are none."""
@@ -133,7 +140,7 @@ class IdentifierGallery(Gallery):
             return []
         row_of = {image_id: row for row, image_id in enumerate(table["image_id"].to_pylist())}
         found = self._written(identifiers, self.model.read(read[0]), min(top_k, len(identifiers)))
-        return [self._found(table, row_of[image_id], score) for image_id, score in found]
+        return self._found(table, [(row_of[image_id], score) for image_id, score in found])
 
     def _written(self, identifiers: Identifiers, inputs: dict, top_k: int) -> list[tuple[str, float]]:
         if top_k > MOST_BEAMS:
@@ -153,7 +160,7 @@ class IdentifierGallery(Gallery):
     def search_vectors(self, *_, **__):
         raise self._has_no_vectors()
 
-    def export(self, path):
+    def export(self, *_, **__):
         raise self._has_no_vectors()
 
     def _has_no_vectors(self) -> UserError:

@@ -20,6 +20,7 @@ from imagedex.gallery.catalog import SCHEMA
 from imagedex.gallery.pictures import PHONES, READS_PHONES, WITHIN, content_of, hash_of, of_the_machine, reason
 from imagedex.gallery.rows import SUFFIXES
 
+NOT_READ = bytes(KEY_BYTES)  # the key of a file that could not be opened
 AT_ONCE = 8192  # files whose reading is under way or waits for its turn
 NOT_LOOKED_AT = -1  # size of a picture within a table, before it is read
 ROWS_AT_ONCE = 64  # pictures of tables, which are in memory then
@@ -124,7 +125,7 @@ def describe(place: Place, content: bytes | OSError | None = None) -> dict:
         if of_the_machine(error):
             raise
         row["unreadable"] = reason(error)
-        row.setdefault("key", bytes(KEY_BYTES))  # the file could not be opened: it is tried again the next time
+        row.setdefault("key", NOT_READ)  # the file could not be opened: it is tried again the next time
     row["date"] = taken or datetime.datetime.fromtimestamp(place.changed // 10**9)
     return row
 

@@ -212,3 +212,19 @@ def test_engines_whole_indexes_give_the_ranking_of_the_exact_search(tmp_path):
     rows = rows_of(next(tmp_path.glob("engines-600-whole-*.csv")))
     assert len(rows) == 2 * 2 * 2 * 2 * 3  # vectors, engines, before and after, kinds of questions, filters
     assert {row["same_rankings"] for row in rows} == {"1.0"} and {row["recall_at_10"] for row in rows} == {"1.0"}
+
+
+@pytest.mark.slow
+def test_galleries_through_kills_and_updates(tmp_path):
+    """Small sizes of both: the bytes of an undisturbed gallery, and the room on disk."""
+    for name, *sizes in (
+        ("gallery_kills", "--pictures", "2300", "--kills", "1"),
+        ("gallery_updates", "--pictures", "200", "--updates", "400", "--singly", "10", "--catalog_rows", "1000"),
+    ):
+        command = [sys.executable, str(FOLDER / f"{name}.py"), *sizes, "--results_dir", str(tmp_path)]
+        subprocess.run(command, check=True, timeout=1200)
+    (kills,) = (rows_of(path) for path in tmp_path.glob("gallery_kills-*.csv"))
+    assert [row["same_bytes"] for row in kills] == ["True"] * 5
+    assert {row["line"] for row in kills[-2:]} == {"100 added, 100 changed, 100 removed, 2100 unchanged"}
+    (updates,) = (rows_of(path) for path in tmp_path.glob("gallery_updates-*.csv"))
+    assert all(1 < float(row["most_disk_ratio"]) <= 1.2 for row in updates) and len(updates) == 2

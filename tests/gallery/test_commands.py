@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from imagedex import cli
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -126,3 +129,22 @@ def test_python_in_three_lines(photos, tiny_xmatching, tmp_path):
     for thread in threads:
         thread.join()
     assert all([one.image_id for one in answer] == [one.image_id for one in found[0]] for answer in found)
+
+
+def test_a_search_imports_nothing_that_it_does_not_need(run, photos, tiny_xmatching, tmp_path):
+    """Beyond what transformers brings with any model: pandas alone would take as long as the search."""
+    run("index", photos, "--gallery", tmp_path / "g", "--device", "cpu", "--model", tiny_xmatching, "--num_workers", 0)
+    code = (
+        "import sys, torch, transformers.modeling_utils; before = set(sys.modules)\n"
+        "from imagedex.cli import answer; answer(sys.argv[1:])\n"
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}), file=sys.stderr)"
+    )
+    words = ["search", "two dogs", "--gallery", tmp_path / "g", "--device", "cpu"]
+    command = [sys.executable, "-c", code, *map(str, words)]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 4, done.stderr
+    imported = set(done.stderr.splitlines()[-1].split())
+    assert "imagedex" in imported
+    assert not imported & {"pandas", "datasets", "evaluate", "torchvision", "gradio", "sklearn", "scipy", "accelerate"}

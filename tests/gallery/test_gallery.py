@@ -12,7 +12,8 @@ from PIL import Image
 
 from imagedex.errors import UserError
 from imagedex.files import Lock
-from imagedex.gallery import compaction, pictures, scanning
+from imagedex.gallery import compaction, looked, pictures, scanning
+from imagedex.gallery import gallery as gallery_module
 from imagedex.gallery.gallery import Gallery
 
 
@@ -37,11 +38,6 @@ def gallery(tiny_xmatching, tmp_path):
 
 def ids(found):
     return [one.image_id for one in found]
-
-
-def encoded_anew(gallery, paths):
-    """Vectors of pictures, not from the gallery."""
-    return {path.name: gallery.query_vector([f"image:{path}"]) for path in paths}
 
 
 def test_the_first_time_and_again(gallery, photos):
@@ -132,45 +128,6 @@ def test_archives_lists_and_second_folders(gallery, photos, tmp_path):
     other.parent.mkdir()
     assert gallery.add(other.parent).removed == ["elsewhere/x.png"]  # of that source alone
     assert len(gallery) == 12
-
-
-def test_any_sequence_of_changes_finds_what_brute_force_finds(gallery, tmp_path):
-    """Recall is 1 whatever was added, changed and removed, and the disk follows."""
-    rng, photos = np.random.default_rng(0), tmp_path / "p"
-    expected: dict[str, np.ndarray] = {}
-    number = 0
-    for _ in range(12):
-        for _ in range(int(rng.integers(1, 9))):
-            name = f"{rng.integers(0, 14)}.png"
-            if name in expected and rng.random() < 0.5:
-                (photos / name).unlink()
-                del expected[name]
-            else:
-                number += 1
-                paint(photos / name, 1000 + number)
-                os.utime(photos / name, ns=(number, number))
-                expected[name] = np.empty(0)
-        photos.mkdir(exist_ok=True)
-        gallery.add(photos)
-        vectors = encoded_anew(gallery, [photos / name for name in expected])
-        query = gallery.query_vector(["a dog on the beach"])
-        bias = {
-            name: gallery.model.encoder.bank.bias(_tensor(v))[0].item() if gallery.model.encoder.bank else 0
-            for name, v in vectors.items()
-        }
-        best = sorted(expected, key=lambda name: (-(float(vectors[name] @ query) - bias[name]), name))
-        found = gallery.search("a dog on the beach", top_k=5)
-        assert ids(found) == best[:5]
-        rows = sum(len(shard.keys) for shard in gallery.store.shards)
-        disk = sum(shard.path.stat().st_size for shard in gallery.store.shards)
-        row = sum(a[:1].nbytes for a in (gallery.store.shards[0].keys, *gallery.store.shards[0].fields.values()))
-        assert rows <= 1.2 * max(1, len(expected)) and disk <= 1.2 * len(expected) * row + 2000
-
-
-def _tensor(vector):
-    import torch
-
-    return torch.from_numpy(vector)[None]
 
 
 def test_a_removed_picture_and_a_filter_to_remove_by(gallery, photos):
@@ -293,6 +250,70 @@ def test_what_probably_does_not_match_is_left_out(tiny_xmatching, photos, tmp_pa
     assert gallery.search("a dog", top_k=8, keep=0.9) == []
     with pytest.raises(UserError, match="no share between 0 and 1"):
         gallery.search("a dog", keep=1.5)
+
+
+@pytest.mark.parametrize("part", ["whole", "damaged"])
+def test_what_a_killed_update_has_read_is_not_read_again(gallery, photos, monkeypatch, part):
+    monkeypatch.setattr(looked, "LEAST", 1)
+    monkeypatch.setattr(looked, "AT_ONCE", 3)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Gallery, "_encode", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        gallery.add(photos)
+    parts = sorted(gallery.folder.glob(looked.PARTS))
+    assert len(parts) == 3  # of eight files
+    if part == "damaged":
+        parts[0].write_bytes(parts[0].read_bytes()[:-9])
+    paint(photos / "wood" / "0.png", 101, size=(30, 20))  # changed meanwhile
+    (photos / "wood" / "2.png").unlink()
+    read, real = [], scanning.describe
+    monkeypatch.setattr(scanning, "describe", lambda place: read.append(place.image_id) or real(place))
+    again = Gallery.open(gallery.folder, gallery.model.name, device="cpu")
+    assert len(again.add(photos).added) == 7 and len(again.search("a dog")) == 7
+    assert sorted(read) == (
+        ["wood/0.png"] if part == "whole" else ["sea/1.png", "sea/3.png", "sea/5.png", "wood/0.png"]
+    )
+    assert not list(gallery.folder.glob(looked.PARTS))
+    other = Gallery.open(gallery.folder.parent / "other", gallery.model.name, device="cpu")
+    other.add(photos)
+    assert again.table.equals(other.table)
+
+
+def test_what_killed_processes_leave_is_removed(gallery, photos):
+    gallery.add(photos)
+    left = [
+        gallery.folder / ".catalog.parquet.abcd_123.tmp",
+        gallery.folder / "vectors" / ".shard-1.safetensors.x2345678.tmp",
+    ]
+    for path in left:
+        path.write_bytes(b"half")
+    assert gallery.add(photos).unchanged == 8
+    assert not any(path.exists() for path in left)
+
+
+def test_an_update_without_a_change_writes_nothing(gallery, photos):
+    gallery.add(photos)
+    before = {path: path.stat().st_ino for path in gallery.folder.rglob("*")}
+    assert gallery.add(photos).unchanged == 8
+    assert {path: path.stat().st_ino for path in gallery.folder.rglob("*")} == before
+
+
+def test_a_few_changes_do_not_write_the_whole_store_anew(gallery, tmp_path, monkeypatch):
+    """200 pictures in shards of 10: of those that hold nothing dead none is touched, and one change makes one small shard."""
+    for module in (gallery_module, compaction):
+        monkeypatch.setattr(module, "ROWS_PER_SHARD", 10)
+    for number in range(200):
+        paint(tmp_path / "p" / f"{number:03d}.png", number, size=(2, 2))
+    gallery.add(tmp_path / "p")
+    before = set((gallery.folder / "vectors").iterdir())
+    paint(tmp_path / "p" / "000.png", 1000, size=(3, 3))
+    gallery.add(tmp_path / "p")
+    assert len(set((gallery.folder / "vectors").iterdir()) ^ before) == 1
+    for number in range(45, 95):
+        (tmp_path / "p" / f"{number:03d}.png").unlink()
+    gallery.add(tmp_path / "p")
+    after = set((gallery.folder / "vectors").iterdir())
+    assert sum(len(shard.keys) for shard in gallery.store.shards) <= 1.03 * 150 + 1
+    assert len(before & after) >= 14
 
 
 def test_a_file_that_could_not_be_opened_is_tried_again(gallery, photos, monkeypatch):
