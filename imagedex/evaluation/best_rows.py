@@ -13,19 +13,23 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from imagedex.evaluation.int8_codes import CodedQueries, Int8Codes
+from imagedex.evaluation.int8_codes import CodedQueries, Int8Codes, float32_is_coarse
 
 QUERIES_AT_ONCE = 256  # products of more leave the processor's cache before they are compared
 BLOCK_SCORES = 2**18
+MOST_ROWS = 2**16  # read at once
 DRAWN = 2**13  # rows from everywhere that give a first floor
 GROUP = 32  # rows that are ruled out by the best of them
 PAIRS_AT_ONCE = 2**11
 PENDING = 32  # pairs a query that are found before they are decided
-_CROWDED, _GIVE_UP = 1 / 16, 4  # where codes leave so large a share of a block, float32 is quicker; after so many blocks, for good
+_CROWDED, _GIVE_UP = (
+    1 / 16,
+    4,
+)  # where codes leave so large a share of a block, float32 is quicker; after so many blocks, for good
 
 
 def error_bound(size: int) -> float:
-    """By how much a float32 product of two unit vectors with `size` numbers, in any order of summing, differs from the true one."""
+    """By how much a float32 product of two unit vectors with `size` numbers, summed in any order, misses the true one."""
     unit = 2.0**-24
     return 1.01 * size * unit / (1 - size * unit)
 
@@ -63,14 +67,14 @@ class FloatScores:
     """Quick products of float32 numbers."""
 
     def __init__(self, rows: Rows, queries: np.ndarray):
-        # float32 products may be set to be quicker and coarser
-        exact = torch.get_float32_matmul_precision() == "highest"
-        self.rows, self.dtype = rows, torch.float32 if exact else torch.float64
+        self.rows, self.dtype = rows, torch.float64 if float32_is_coarse() else torch.float32
         self.narrow, self.queries = queries, torch.from_numpy(queries).to(self.dtype)
         lengths = np.linalg.norm(queries.astype(np.float64), axis=1)
         largest = 0.0 if rows.bias is None else float(np.nan_to_num(np.abs(rows.bias)).max(initial=0.0))
         # and the rounding of a score less its bias, and of the floor
-        self.error = error_bound(queries.shape[1]) * lengths * rows.longest + 2.0**-22 * (lengths * rows.longest + largest)
+        self.error = error_bound(queries.shape[1]) * lengths * rows.longest + 2.0**-22 * (
+            lengths * rows.longest + largest
+        )
 
     def scores(self, places: np.ndarray) -> torch.Tensor:
         """(n, Q) of these rows."""
@@ -186,11 +190,13 @@ def likely(scores: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
 class Search:
     """One search of some queries."""
 
-    def __init__(self, rows: Rows, queries: np.ndarray, k: int, places: np.ndarray, codes: Int8Codes | None, rounded: bool):
+    def __init__(
+        self, rows: Rows, queries: np.ndarray, k: int, places: np.ndarray, codes: Int8Codes | None, rounded: bool
+    ):
         self.places, self.best = places, Best(rows, queries, k, rounded)
         self.floats, self.crowded = self.best.floats, 0
         self.codes = None if codes is None else CodedQueries(codes, queries)
-        self.step = max(GROUP, BLOCK_SCORES // len(queries))
+        self.step = min(MOST_ROWS, max(GROUP, BLOCK_SCORES // len(queries)))
         self.pending: list[tuple[np.ndarray, np.ndarray]] = []
         self.waiting, self.least = 0, {}
 

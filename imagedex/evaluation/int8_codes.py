@@ -1,8 +1,8 @@
 """int8 codes of vectors, and by how much a product of codes can miss the product of the vectors.
 
-Coordinates of embeddings are uneven: a few are large in every picture. So a row g is coded less the mean m and turned: R (g - m),
-where R changes signs and multiplies by Hadamard matrices of 64 rows. R is orthogonal, so products stay what they are, and whatever
-is large in one coordinate is shared out over 64. With steps s for the rows and t for the queries, and what rounding leaves,
+A few coordinates of an embedding are large in every picture. So a row g is coded less the mean m, and turned: R (g - m). R flips
+signs and multiplies by Hadamard matrices of 64 rows. It is orthogonal, so products stay what they are, and what is large in one
+coordinate is shared out over 64. With steps s for the rows and t for the queries, and what rounding leaves,
 
     R (g - m) = s c + e      R q = t d + f      (c, d: whole numbers from -127 to 127)
 
@@ -13,7 +13,7 @@ terms are at most
 
     E(q) = max |s c| |f|  +  max |e| |q|
 
-where both maxima are over the rows, found when they are coded (`Int8Codes.longest`, `.error`). So a row whose q · g is at least x has
+Both maxima are over the rows, found when they are coded (`Int8Codes.longest`, `.error`). So a row whose q · g is at least x has
 
     c · d  >=  (x - q · m - E(q)) / (s t)
 
@@ -22,7 +22,7 @@ multiplied in float32 instead. A bias b taken off the scores is taken off c · d
 added to E(q).
 
 The rows are turned in float32. Each coordinate is then wrong by at most 65 · 2⁻²⁴ of the sum of 64 absolute values over 8, so |e|
-by at most 3.2e-5 |g - m|; `SLACK` of it is added, with room for the rounding of the rest.
+by at most 3.2e-5 |g - m|; `SLACK` of it is added, with room for the rounding of the rest (of lengths up to 4,096 numbers).
 """
 
 import hashlib
@@ -36,7 +36,7 @@ TURNED = 64  # coordinates that one Hadamard matrix mixes
 LARGEST = 127
 SLACK = 2.0**-13
 SAMPLE = 2**14  # rows that say how long a step is
-ROWS_AT_ONCE = 2**14
+ROWS_AT_ONCE = 2**10
 ROWS_A_PRODUCT = 2**11  # they are copied before they are multiplied, so they had better fit the cache
 LEAST_STEPS = 4e-9  # s t is at least so much: a bias below `BIAS` is then fewer than 2³⁰ of them
 BIAS = 4.0
@@ -63,7 +63,14 @@ def turned(vectors: torch.Tensor) -> torch.Tensor:
     signs, mixing = _rotation(blocks * TURNED, vectors.dtype)
     # neighbours go to different matrices: vectors may have their large coordinates side by side
     apart = (padded * signs).view(-1, TURNED, blocks).transpose(1, 2)
+    if float32_is_coarse():
+        return (apart.double() @ mixing.double()).to(vectors.dtype).reshape(len(vectors), blocks * TURNED)
     return (apart @ mixing).reshape(len(vectors), blocks * TURNED)
+
+
+def float32_is_coarse() -> bool:
+    """Whether float32 products have been set to be quicker and less exact, which holds on the CPU, too."""
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 @cache
@@ -96,7 +103,9 @@ class Int8Codes:
         # all but one row in a thousand fit between -127 and 127 steps
         self.step = float(np.float32(max(spread.sort().values[int(0.999 * (len(spread) - 1))] / LARGEST, 1e-5)))
         size = -(-drawn.shape[1] // TURNED) * TURNED
-        self.codes = torch.from_numpy(np.empty((count, size), np.int8))  # numpy asks for large pages of memory, torch does not
+        self.codes = torch.from_numpy(
+            np.empty((count, size), np.int8)
+        )  # numpy asks for large pages of memory, torch does not
         error, longest = torch.empty(count), torch.empty(count)
         for start in range(0, count, ROWS_AT_ONCE):
             block = slice(start, min(start + ROWS_AT_ONCE, count))

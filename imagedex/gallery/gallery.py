@@ -35,7 +35,6 @@ from imagedex.gallery.query import Part, read_parts
 logger = logging.getLogger(__name__)
 
 VECTORS = "vectors"
-QUERIES_AT_ONCE = 256
 NOT_READ = bytes(16)  # the key of a file that could not be opened
 VECTOR_TYPES = {"float32": np.float32, "float16": np.float16}
 
@@ -332,8 +331,7 @@ class Gallery:
         table, rows, names, bias = self._searchable()
         allowed = None if where is None else filters.allowed(table.drop_columns(list(self.hidden)), where)
         least = self._least_scores(vectors, keep)
-        blocks = [vectors[at : at + QUERIES_AT_ONCE] for at in range(0, len(vectors), QUERIES_AT_ONCE)]
-        found = [one for block in blocks for one in exact.search(block, rows, names, top_k, allowed, bias=bias)]
+        found = exact.search(vectors, rows, names, top_k, allowed, bias=bias)
         return [
             [self._found(table, row, score) for row, score in answer if score >= lowest]
             for answer, lowest in zip(found, least, strict=True)
