@@ -55,6 +55,11 @@ class Rows:
     ):
         self.read, self.count, self.names, self.bias, self.longest = read, count, names, bias, longest
 
+    @classmethod
+    def of(cls, vectors: np.ndarray, **options) -> "Rows":
+        """Those of (N, D) vectors in memory."""
+        return cls(lambda places: vectors[in_turn(places)], len(vectors), **options)
+
     def __len__(self) -> int:
         return self.count
 
@@ -262,9 +267,9 @@ def _among(some: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def in_turn(places: np.ndarray) -> np.ndarray | slice:
-    """A slice where ascending places follow each other: a view, no copy."""
-    first, last = int(places[0]), int(places[-1])
-    return slice(first, last + 1) if last - first + 1 == len(places) else places
+    """A slice where places follow each other: a view, no copy."""
+    in_turn = len(places) and (np.diff(places) == 1).all()
+    return slice(int(places[0]), int(places[-1]) + 1) if in_turn else places
 
 
 def best_rows(

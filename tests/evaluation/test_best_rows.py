@@ -83,7 +83,7 @@ def queries_for(rows):
 
 def found_by(kind, rows, queries, k, names, bias, allowed):
     longest = float(np.nanmax(np.linalg.norm(rows.astype(np.float64), axis=1)))
-    searched = Rows(lambda places: rows[places], len(rows), names, bias, longest)
+    searched = Rows.of(rows, names=names, bias=bias, longest=longest)
     codes = Int8Codes(searched.read, len(rows), bias) if kind == "int8" else None
     return best_rows(queries, searched, k, allowed, codes)
 
@@ -154,7 +154,7 @@ def test_scores_that_are_rounded_tie_by_row():
     query = unit(gaussian(1, 64, 3))
     scores = (rows.astype(np.float64) @ query[0].astype(np.float64)).astype(np.float32)
     expected = np.lexsort((np.arange(len(rows)), -scores))[:20].tolist()
-    found = best_rows(query, Rows(lambda places: rows[places], len(rows)), 20, rounded=True)
+    found = best_rows(query, Rows.of(rows), 20, rounded=True)
     assert [row for row, _ in found[0]] == expected
 
 
@@ -163,7 +163,7 @@ def test_products_set_to_be_coarse_are_not_used():
     expected = found_by("float32", rows, queries, 5, None, None, None)
     torch.set_float32_matmul_precision("medium")
     try:
-        assert FloatScores(Rows(lambda places: rows[places], 400), queries).dtype == torch.float64
+        assert FloatScores(Rows.of(rows), queries).dtype == torch.float64
         assert found_by("float32", rows, queries, 5, None, None, None) == expected
         assert found_by("int8", rows, queries, 5, None, None, None) == expected
     finally:
