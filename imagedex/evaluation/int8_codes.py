@@ -40,6 +40,8 @@ ROWS_AT_ONCE = 2**10
 ROWS_A_PRODUCT = 2**11  # they are copied before they are multiplied, so they had better fit the cache
 LEAST_STEPS = 4e-9  # s t is at least so much: a bias below `BIAS` is then fewer than 2³⁰ of them
 BIAS = 4.0
+CODED_FROM = 20_000  # rows; fewer are searched sooner in float32
+ASKED = 32  # coding takes as long as about so many queries without codes
 
 
 @cache
@@ -54,6 +56,11 @@ def fast_products() -> bool:
         return all(bool((torch._int_mm(left, right[:n].T) == -127 * 127 * 128).all()) for n in (1, 17))
     except RuntimeError:
         return False
+
+
+def pay(rows: int, asked: int) -> bool:
+    """Whether codes of so many rows pay, once so many queries were asked of them."""
+    return rows >= CODED_FROM and asked >= ASKED and fast_products()
 
 
 def turned(vectors: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,8 @@
 """Exact search in vectors that lie on disk: quick products choose, float64 products decide, see `imagedex.evaluation.best_rows`.
 
-Quick products are of float32 numbers, and from `CODED_FROM` rows on of int8 codes where the processor multiplies those. Codes are
-held in memory, a quarter of what the vectors take, and made when so many questions were asked that they pay: coding costs about
-as much time as `ASKED` questions without codes. Either way the answers are the same. No index, no probability, no parameter:
-recall is 1 under every filter.
+Quick products are of float32 numbers, or of int8 codes once many questions were asked of many rows and where the processor
+multiplies those. Codes are held in memory, a quarter of what the vectors take. Either way the answers are the same. No index, no
+probability, no parameter: recall is 1 under every filter.
 """
 
 from collections.abc import Sequence
@@ -11,11 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from imagedex.encoding.store import StoredRows
+from imagedex.evaluation import int8_codes
 from imagedex.evaluation.best_rows import Rows, best_rows
-from imagedex.evaluation.int8_codes import Int8Codes, fast_products
-
-CODED_FROM = 20_000
-ASKED = 32
 
 
 def search(
@@ -42,13 +38,13 @@ def search(
     return best_rows(queries, searched, k, allowed, _codes(rows.kept, searched, (field, bias), len(queries)))
 
 
-def _codes(kept: dict, searched: Rows, key: tuple, queries: int) -> Int8Codes | None:
-    if len(searched) < CODED_FROM or not fast_products():
-        return None
+def _codes(kept: dict, searched: Rows, key: tuple, queries: int) -> int8_codes.Int8Codes | None:
     kept["asked"] = kept.get("asked", 0) + queries
-    if key not in kept and kept["asked"] >= ASKED:
-        kept[key] = Int8Codes(searched.read, len(searched), searched.bias)
-    return kept[key] if key in kept and kept[key].of_use else None
+    if not int8_codes.pay(len(searched), kept["asked"]):
+        return None
+    if key not in kept:
+        kept[key] = int8_codes.Int8Codes(searched.read, len(searched), searched.bias)
+    return kept[key] if kept[key].of_use else None
 
 
 def contiguous(rows: StoredRows, field: str, places: np.ndarray) -> np.ndarray:

@@ -15,11 +15,11 @@ from imagedex.gallery import exact
 def quick_products(request, monkeypatch):
     """Small blocks, and either kind of quick products from the first row on."""
     monkeypatch.setattr(best_rows, "BLOCK_SCORES", 200)
-    monkeypatch.setattr(exact, "CODED_FROM", 1)
-    monkeypatch.setattr(exact, "ASKED", 0)
-    monkeypatch.setattr(exact, "fast_products", lambda: request.param == "int8")
+    monkeypatch.setattr(int8_codes, "CODED_FROM", 1)
+    monkeypatch.setattr(int8_codes, "ASKED", 0)
     if not int8_codes.fast_products():
         monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: out.copy_(a.int() @ b.int()))
+    monkeypatch.setattr(int8_codes, "fast_products", lambda: request.param == "int8")
 
 
 def stored(folder, vectors, shards=3, **fields):
@@ -91,15 +91,15 @@ def test_nothing_to_find(tmp_path):
 
 
 def test_codes_are_made_once_and_only_where_they_pay(tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(exact, "Int8Codes", lambda *args: made.append(args) or int8_codes.Int8Codes(*args))
-    monkeypatch.setattr(exact, "fast_products", lambda: True)
-    monkeypatch.setattr(exact, "ASKED", 5)
+    made, real = [], int8_codes.Int8Codes
+    monkeypatch.setattr(int8_codes, "Int8Codes", lambda *args: made.append(args) or real(*args))
+    monkeypatch.setattr(int8_codes, "fast_products", lambda: True)
+    monkeypatch.setattr(int8_codes, "ASKED", 5)
     rows, names = stored(tmp_path, unit(100, 16)), [str(row) for row in range(100)]
     counts = []
     for _ in range(4):
         exact.search(unit(2, 16), rows, names, 3)
         counts.append(len(made))
-    monkeypatch.setattr(exact, "CODED_FROM", 101)
+    monkeypatch.setattr(int8_codes, "CODED_FROM", 101)
     exact.search(unit(9, 16), stored(tmp_path / "other", unit(100, 16)), names, 3)
     assert counts == [0, 0, 1, 1] and len(made) == 1
