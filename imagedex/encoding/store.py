@@ -16,7 +16,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -111,8 +111,7 @@ class Store:
         """Looks at the folder again, for what other processes have written since."""
         paths = sorted(self.folder.glob("shard-*.safetensors")) if self.folder.is_dir() else []
         self.shards = [shard for path in paths if (shard := self._open(path)) is not None] + self._held
-        keys = [as_scalars(shard.keys) for shard in self.shards]
-        keys = np.concatenate(keys) if keys else np.empty(0, f"V{KEY_BYTES}")
+        keys = np.concatenate([np.empty(0, f"V{KEY_BYTES}"), *(as_scalars(shard.keys) for shard in self.shards)])
         sizes = [len(shard.keys) for shard in self.shards]
         self._shard_of = np.repeat(np.arange(len(sizes)), sizes)
         self._place_of = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.empty(0, np.int64)
@@ -252,11 +251,12 @@ class Store:
 
 @dataclass
 class StoredRows:
-    """Rows of a store in an order of their own. shard_of, place_of (N,): where each lies."""
+    """Rows of a store in an order of their own. shard_of, place_of (N,): where each lies. kept: what a search makes of them."""
 
     shards: list[Shard]
     shard_of: np.ndarray
     place_of: np.ndarray
+    kept: dict = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.shard_of)
@@ -272,9 +272,9 @@ class StoredRows:
             return np.empty((0, 0), np.float32)
         field = self.shards[shard_of[0]].fields[name]
         found = np.empty((len(shard_of), *field.shape[1:]), field.dtype)
-        for shard in np.unique(shard_of):
-            own = shard_of == shard
-            found[own] = self.shards[shard].fields[name][place_of[own]]
+        order = np.argsort(shard_of, kind="stable")
+        for own in np.split(order, np.flatnonzero(np.diff(shard_of[order])) + 1):
+            found[own] = self.shards[shard_of[own[0]]].fields[name][place_of[own]]
         return found
 
 
@@ -294,10 +294,10 @@ def mapped(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     size = path.stat().st_size
     content = torch.tensor([], dtype=torch.uint8).set_(torch.UntypedStorage.from_file(str(path), False, size)).numpy()
     arrays = {}
-    for name, field in header.items():
+    for name, entry in header.items():
         if name != "__metadata__":
-            kind, shape = np.dtype(_TYPES[field["dtype"]]), tuple(field["shape"])
-            start, end = (8 + length + offset for offset in field["data_offsets"])
+            kind, shape = np.dtype(_TYPES[entry["dtype"]]), tuple(entry["shape"])
+            start, end = (8 + length + offset for offset in entry["data_offsets"])
             if math.prod(shape) * kind.itemsize != end - start or end > size:
                 raise ValueError(f"{name} has another size than its header says")
             arrays[name] = content[start:end].view(kind).reshape(shape)

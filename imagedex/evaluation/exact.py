@@ -8,21 +8,18 @@ score is read from the very block it is compared with. So `top_k`, the ranks her
 matrix agree.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
 
 from imagedex.evaluation.intervals import intervals
-from imagedex.evaluation.survivors import margin, survivors
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_scores, summarize_ranks
 
 OTHER_GALLERIES = ("new_", "whole_")  # how figures begin that are not of the gallery a run is judged by
 BLOCK_SCORES = 2**24  # float32 scores held at once: 64 MiB
 _PRODUCT_SCORES = 2**22  # float64 scores of one matrix product: 32 MiB
 _LOW_32 = 0xFFFFFFFF
-_LARGE = 4096  # gallery rows from which float32 products choose first, on a CPU
 
 
 def similarity(queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
@@ -79,37 +76,17 @@ def top_k(
     if k < 1:
         raise ValueError(f"k must be 1 or more, got {k}")
     width = min(k, len(gallery))
-    chosen = (
-        len(gallery) >= _LARGE and queries.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
-    )
-    within = margin(queries, gallery) if chosen and len(queries) else math.nan
     kept = []
     for start in range(0, len(queries), query_batch_size):
         block = queries[start : start + query_batch_size]
-        few = survivors(block, gallery, width, within) if math.isfinite(within) else None
-        kept.append(_best_of_all(block, gallery, width) if few is None else _best_of_few(block, gallery, *few, width))
+        best = torch.empty(len(block), 0, dtype=torch.int64, device=queries.device)
+        for first, part in _gallery_parts(gallery, len(block)):
+            keys = torch.cat([best, _sort_keys(similarity(block, part), first)], dim=1)
+            best = keys.topk(min(width, keys.shape[1]), dim=1).values
+        kept.append(best.cpu())
     keys = torch.cat(kept) if kept else torch.empty(0, width, dtype=torch.int64)
     rows = _LOW_32 - (keys & _LOW_32)
     return _flip(keys >> 32).to(torch.int32).view(torch.float32), rows
-
-
-def _best_of_all(queries: torch.Tensor, gallery: torch.Tensor, width: int) -> torch.Tensor:
-    """(q, width) sort keys, descending, on the CPU."""
-    best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    for first, part in _gallery_parts(gallery, len(queries)):
-        keys = torch.cat([best, _sort_keys(similarity(queries, part), first)], dim=1)
-        best = keys.topk(min(width, keys.shape[1]), dim=1).values
-    return best.cpu()
-
-
-def _best_of_few(queries: torch.Tensor, gallery: torch.Tensor, query, row, width: int) -> torch.Tensor:
-    """As `_best_of_all`, among (query, row) pairs, of which each query has at least `width`."""
-    scores = (queries[query].double() * gallery[row].double()).sum(1).float()
-    keys = _sort_keys(scores[:, None], row[:, None]).squeeze(1)
-    order = keys.argsort(descending=True)
-    order = order[query[order].argsort(stable=True)]
-    starts = torch.searchsorted(query[order], torch.arange(len(queries)))
-    return keys[order][starts[:, None] + torch.arange(width)]
 
 
 def ranks_by_blocks(
@@ -288,12 +265,11 @@ def _gallery_parts(gallery: torch.Tensor, num_queries: int) -> Iterator[tuple[in
         yield first, gallery[first : first + step]
 
 
-def _sort_keys(scores: torch.Tensor, first_row: int | torch.Tensor) -> torch.Tensor:
-    """(q, n) int64 keys that sort as (score, -row): the score's bits above, the counted-down row below. Args: first_row, of the
-    n that follow each other; or (q, 1), of each query."""
+def _sort_keys(scores: torch.Tensor, first_row: int) -> torch.Tensor:
+    """(q, n) int64 keys that sort as (score, -row): the score's bits above, the counted-down row below."""
     if torch.isnan(scores).any():
         raise ValueError("NaN among the scores: a ranking cannot be told from them")
-    rows = first_row + torch.arange(scores.shape[1], device=scores.device)
+    rows = torch.arange(first_row, first_row + scores.shape[1], device=scores.device)
     bits = (scores + 0.0).view(torch.int32).to(torch.int64)  # + 0.0 makes -0.0 and 0.0 the same bits
     return (_flip(bits) << 32) | (_LOW_32 - rows)
 

@@ -37,7 +37,6 @@ from imagedex.gallery.query import Part, read_parts
 logger = logging.getLogger(__name__)
 
 VECTORS = "vectors"
-QUERIES_AT_ONCE = 256
 VECTOR_TYPES = {"float32": np.float32, "float16": np.float16}
 
 
@@ -368,8 +367,7 @@ class Gallery:
         table, pictures = self._searchable()[0], self._pictures()
         allowed = None if where is None else filters.allowed(table.drop_columns(list(self.hidden)), where)
         least = self.least_scores(vectors, keep)
-        blocks = [vectors[at : at + QUERIES_AT_ONCE] for at in range(0, len(vectors), QUERIES_AT_ONCE)]
-        found = [one for block in blocks for one in self.searcher.search(block, pictures, top_k, allowed)]
+        found = self.searcher.search(vectors, pictures, top_k, allowed)
         return [
             self._found(table, [(row, score) for row, score in answer if score >= lowest])
             for answer, lowest in zip(found, least, strict=True)

@@ -4,9 +4,22 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from imagedex.encoding.store import Store
+from imagedex.evaluation import best_rows, int8_codes
 from imagedex.gallery import exact
+
+
+@pytest.fixture(autouse=True, params=["float32", "int8"])
+def quick_products(request, monkeypatch):
+    """Small blocks, and either kind of quick products from the first row on."""
+    monkeypatch.setattr(best_rows, "BLOCK_SCORES", 200)
+    monkeypatch.setattr(int8_codes, "CODED_FROM", 1)
+    monkeypatch.setattr(int8_codes, "ASKED", 0)
+    if not int8_codes.fast_products():
+        monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: out.copy_(a.int() @ b.int()))
+    monkeypatch.setattr(int8_codes, "fast_products", lambda: request.param == "int8")
 
 
 def stored(folder, vectors, shards=3, **fields):
@@ -39,7 +52,7 @@ def by_hand(query, vectors, names, k, allowed=None, bias=None):
 def test_the_best_rows_in_the_order_of_exact_products(tmp_path, kind, k):
     vectors, queries = unit(300, 24, kind=kind), unit(4, 24, seed=1)
     names = [f"{row:03}" for row in range(300)]
-    found = exact.search(queries, stored(tmp_path, vectors), names, k, rows_at_once=64)
+    found = exact.search(queries, stored(tmp_path, vectors), names, k)
     for query, answer in zip(queries, found, strict=True):
         assert [row for row, _ in answer] == by_hand(query, vectors, names, k)
         assert all(score == pytest.approx(float(vectors[row].astype(float) @ query)) for row, score in answer)
@@ -49,7 +62,7 @@ def test_the_best_rows_in_the_order_of_exact_products(tmp_path, kind, k):
 def test_a_filter_is_applied_before_the_search(tmp_path, share):
     vectors, queries = unit(400, 16), unit(3, 16, seed=2)
     names, allowed = [str(row) for row in range(400)], np.random.default_rng(3).random(400) < share
-    found = exact.search(queries, stored(tmp_path, vectors), names, 10, allowed, rows_at_once=50)
+    found = exact.search(queries, stored(tmp_path, vectors), names, 10, allowed)
     expected = [by_hand(query, vectors, names, 10, allowed) for query in queries]
     assert [[row for row, _ in answer] for answer in found] == expected
 
@@ -60,7 +73,7 @@ def test_near_ties_that_float32_cannot_tell_and_equal_rows_by_name(tmp_path):
     near[::2, 0] = np.nextafter(near[::2, 0], np.float32(2))  # one last bit apart
     vectors = np.concatenate([near, unit(50, 64, seed=8)])
     names = [f"{(row * 37) % 250:03}" for row in range(250)]
-    found = exact.search(query, stored(tmp_path, vectors), names, 30, rows_at_once=33)
+    found = exact.search(query, stored(tmp_path, vectors), names, 30)
     assert [row for row, _ in found[0]] == by_hand(query[0], vectors, names, 30)
 
 
@@ -68,7 +81,7 @@ def test_a_bias_is_taken_off(tmp_path):
     vectors, query = unit(200, 16), unit(1, 16, seed=9)
     bias = np.random.default_rng(1).random(200).astype(np.float32)
     names = [str(row) for row in range(200)]
-    found = exact.search(query, stored(tmp_path, vectors, bias=bias), names, 20, bias="bias", rows_at_once=64)
+    found = exact.search(query, stored(tmp_path, vectors, bias=bias), names, 20, bias="bias")
     assert [row for row, _ in found[0]] == by_hand(query[0], vectors, names, 20, bias=bias)
 
 
@@ -77,13 +90,16 @@ def test_nothing_to_find(tmp_path):
     assert exact.search(unit(2, 8), rows, list("abcde"), 3, np.zeros(5, bool)) == [[], []]
 
 
-def test_the_error_bound_holds_for_the_worst_that_was_tried():
-    rng = np.random.default_rng(0)
-    for size in (8, 384, 1024):
-        left, right = np.abs(unit(200, size, seed=size)), np.abs(unit(200, size, seed=size + 1))
-        true = (left.astype(np.float64) * right.astype(np.float64)).sum(1)
-        order = rng.permutation(size)
-        summed = np.zeros(200, np.float32)
-        for place in order:  # one after the other, the order that errs most
-            summed += left[:, place] * right[:, place]
-        assert np.abs(summed - true).max() <= exact.error_bound(size)
+def test_codes_are_made_once_and_only_where_they_pay(tmp_path, monkeypatch):
+    made, real = [], int8_codes.Int8Codes
+    monkeypatch.setattr(int8_codes, "Int8Codes", lambda *args: made.append(args) or real(*args))
+    monkeypatch.setattr(int8_codes, "fast_products", lambda: True)
+    monkeypatch.setattr(int8_codes, "ASKED", 5)
+    rows, names = stored(tmp_path, unit(100, 16)), [str(row) for row in range(100)]
+    counts = []
+    for _ in range(4):
+        exact.search(unit(2, 16), rows, names, 3)
+        counts.append(len(made))
+    monkeypatch.setattr(int8_codes, "CODED_FROM", 101)
+    exact.search(unit(9, 16), stored(tmp_path / "other", unit(100, 16)), names, 3)
+    assert counts == [0, 0, 1, 1] and len(made) == 1

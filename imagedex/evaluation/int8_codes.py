@@ -1,0 +1,192 @@
+"""int8 codes of vectors, and by how much a product of codes can miss the product of the vectors.
+
+A few coordinates of an embedding are large in every picture. So a row g is coded less the mean m, and turned: R (g - m). R flips
+signs and multiplies by Hadamard matrices of 64 rows. It is orthogonal, so products stay what they are, and what is large in one
+coordinate is shared out over 64. With steps s for the rows and t for the queries, and what rounding leaves,
+
+    R (g - m) = s c + e      R q = t d + f      (c, d: whole numbers from -127 to 127)
+
+    q · g  =  q · m  +  s t (c · d)  +  s c · f  +  e · R q
+
+c · d is a product of int8 with int32 sums, without any error; q · m is known for each query. By Cauchy and Schwarz the last two
+terms are at most
+
+    E(q) = max |s c| |f|  +  max |e| |q|
+
+Both maxima are over the rows, found when they are coded (`Int8Codes.longest`, `.error`). So a row whose q · g is at least x has
+
+    c · d  >=  (x - q · m - E(q)) / (s t)
+
+No row below that needs to be looked at. Nothing is assumed of the vectors: one whose e is larger than usual is a stray, which is
+multiplied in float32 instead. A bias b taken off the scores is taken off c · d as the nearest multiple of s t, and half of s t is
+added to E(q).
+
+The rows are turned in float32. Each coordinate is then wrong by at most 65 · 2⁻²⁴ of the sum of 64 absolute values over 8, so |e|
+by at most 3.2e-5 |g - m|; `SLACK` of it is added, with room for the rounding of the rest (of lengths up to 4,096 numbers).
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import torch
+
+TURNED = 64  # coordinates that one Hadamard matrix mixes
+LARGEST = 127
+SLACK = 2.0**-13
+SAMPLE = 2**14  # rows that say how long a step is
+ROWS_AT_ONCE = 2**10
+ROWS_A_PRODUCT = 2**11  # they are copied before they are multiplied, so they had better fit the cache
+LEAST_STEPS = 4e-9  # s t is at least so much: a bias below `BIAS` is then fewer than 2³⁰ of them
+BIAS = 4.0
+CODED_FROM = 20_000  # rows; fewer are searched sooner in float32
+ASKED = 32  # coding takes as long as about so many queries without codes
+
+
+@cache
+def fast_products() -> bool:
+    """Whether torch multiplies int8 by instructions of the processor for it (VNNI, AMX), without error. Others sum pairs in 16
+    bits, which overflow, or go number by number."""
+    has_instructions = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    if not (hasattr(torch, "_int_mm") and has_instructions()):
+        return False
+    left, right = torch.full((64, 128), -127, dtype=torch.int8), torch.full((17, 128), 127, dtype=torch.int8)
+    try:
+        return all(bool((torch._int_mm(left, right[:n].T) == -127 * 127 * 128).all()) for n in (1, 17))
+    except RuntimeError:
+        return False
+
+
+def pay(rows: int, asked: int) -> bool:
+    """Whether codes of so many rows pay, once so many queries were asked of them."""
+    return rows >= CODED_FROM and asked >= ASKED and fast_products()
+
+
+def turned(vectors: torch.Tensor) -> torch.Tensor:
+    """R v of (N, D) vectors: (N, P), P the next multiple of 64."""
+    blocks = -(-vectors.shape[1] // TURNED)
+    padded = torch.nn.functional.pad(vectors, (0, blocks * TURNED - vectors.shape[1]))
+    signs, mixing = _rotation(blocks * TURNED, vectors.dtype)
+    # neighbours go to different matrices: vectors may have their large coordinates side by side
+    apart = (padded * signs).view(-1, TURNED, blocks).transpose(1, 2)
+    if float32_is_coarse():
+        return (apart.double() @ mixing.double()).to(vectors.dtype).reshape(len(vectors), blocks * TURNED)
+    return (apart @ mixing).reshape(len(vectors), blocks * TURNED)
+
+
+def float32_is_coarse() -> bool:
+    """Whether float32 products have been set to be quicker and less exact, which holds on the CPU, too."""
+    return torch.get_float32_matmul_precision() != "highest"
+
+
+@cache
+def _rotation(size: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    bits = np.unpackbits(np.frombuffer(hashlib.shake_128(b"signs").digest(size // 8), np.uint8))
+    mixing = np.ones((1, 1))
+    while len(mixing) < TURNED:
+        mixing = np.block([[mixing, mixing], [mixing, -mixing]])
+    return torch.from_numpy(1.0 - 2.0 * bits).to(dtype), torch.from_numpy(mixing / TURNED**0.5).to(dtype)
+
+
+class Int8Codes:
+    """The codes of N rows.
+
+    Args:
+        read: places (n,) -> (n, D) rows, float32 or float16.
+        count: N.
+        bias: (N,) taken off the scores, or None.
+
+    Attributes:
+        codes: (N, P) int8. strays: places of rows that the codes say nothing of.
+        error, longest: the largest |e| and |s c| of all other rows.
+    """
+
+    def __init__(self, read: Callable[[np.ndarray], np.ndarray], count: int, bias: np.ndarray | None = None):
+        sample = np.unique(np.linspace(0, count - 1, min(count, SAMPLE)).astype(np.int64))
+        drawn = torch.from_numpy(read(sample)).float()
+        self.mean = torch.nan_to_num(drawn.double().mean(0), posinf=0.0, neginf=0.0).float()
+        spread = torch.nan_to_num(turned(drawn - self.mean).abs().amax(1), posinf=0.0)
+        # all but one row in a thousand fit between -127 and 127 steps
+        self.step = float(np.float32(max(spread.sort().values[int(0.999 * (len(spread) - 1))] / LARGEST, 1e-5)))
+        size = -(-drawn.shape[1] // TURNED) * TURNED
+        self.codes = torch.from_numpy(
+            np.empty((count, size), np.int8)
+        )  # numpy asks for large pages of memory, torch does not
+        error, longest = torch.empty(count), torch.empty(count)
+        for start in range(0, count, ROWS_AT_ONCE):
+            block = slice(start, min(start + ROWS_AT_ONCE, count))
+            rows = torch.from_numpy(read(np.arange(block.start, block.stop))).float()
+            self.codes[block], error[block], longest[block] = self._coded(rows)
+        usual = 1.25 * self.step * (self.codes.shape[1] / 12) ** 0.5  # rounding alone leaves step / √12 a coordinate
+        stray = ~(error <= usual + 2 * SLACK * (longest + error))
+        self.bias = None
+        if bias is not None:
+            self.bias = torch.from_numpy(np.asarray(bias, np.float64))
+            stray |= ~(self.bias.abs() < BIAS)
+        self.is_stray = stray.numpy()
+        self.strays = np.flatnonzero(self.is_stray)
+        self.error = float(error[~stray].max()) if len(self.strays) < count else 0.0
+        self.longest = float(longest[~stray].max()) if len(self.strays) < count else 0.0
+
+    def _coded(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Codes, and upper bounds of |e| and |s c|, of (n, D) float32 rows."""
+        exact = turned(rows - self.mean)
+        length = exact.norm(dim=1)
+        codes = (exact / self.step).round_().clamp_(-LARGEST, LARGEST).nan_to_num_()
+        steps = codes * self.step
+        longest = steps.norm(dim=1) * (1 + SLACK)
+        error = exact.sub_(steps).norm(dim=1) * (1 + SLACK) + SLACK * length
+        return codes.to(torch.int8), error, longest
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def of_use(self) -> bool:
+        """Few rows are strays."""
+        return len(self.strays) * 50 <= len(self)
+
+
+class CodedQueries:
+    """Queries in codes of their own, against the codes of rows.
+
+    Args:
+        queries: (Q, D) float32.
+    """
+
+    def __init__(self, codes: Int8Codes, queries: np.ndarray):
+        self.rows = codes
+        exact = turned(torch.from_numpy(queries).double())
+        largest = exact.abs().amax(1, keepdim=True)
+        if codes.bias is not None:  # the same bias is as many steps for each of them
+            largest = largest.amax().expand_as(largest)
+        step = (largest / LARGEST).clamp(min=LEAST_STEPS / codes.step)
+        self.codes = (exact / step).round().clamp(-LARGEST, LARGEST).nan_to_num().to(torch.int8)
+        self.step = step[:, 0].numpy() * codes.step
+        length, lost = exact.norm(dim=1).numpy(), (exact - step * self.codes).norm(dim=1).numpy()
+        self.error = (codes.longest * lost + codes.error * length) * (1 + 1e-9) + 1e-12
+        self.at_mean = queries.astype(np.float64) @ codes.mean.double().numpy()
+        self.bias = None
+        if codes.bias is not None:
+            self.error += 0.5 * self.step
+            steps = codes.bias.nan_to_num().clamp(-BIAS, BIAS) / self.step.max()
+            self.bias = steps.round_().to(torch.int32)[:, None]
+
+    def scores(self, places: np.ndarray | slice) -> torch.Tensor:
+        """(n, Q) int32 of these rows."""
+        rows = _taken(self.rows.codes, places)
+        found = torch.empty(len(rows), len(self.codes), dtype=torch.int32)
+        for start in range(0, len(rows), ROWS_A_PRODUCT):
+            part = slice(start, start + ROWS_A_PRODUCT)
+            torch._int_mm(rows[part], self.codes.T, out=found[part])
+        return found if self.bias is None else found.sub_(_taken(self.bias, places))
+
+    def least(self, floor: np.ndarray) -> torch.Tensor:
+        """(Q,) int32 scores which every row has, strays aside, whose true score is at least `floor` (Q,)."""
+        steps = np.floor((floor - self.at_mean - self.error) / self.step).clip(-(2**31), 2**31 - 1)
+        return torch.from_numpy(np.where(np.isnan(steps), 2**31 - 1, steps).astype(np.int32))
+
+
+def _taken(values: torch.Tensor, places: np.ndarray | slice) -> torch.Tensor:
+    return values[places] if isinstance(places, slice) else values.index_select(0, torch.from_numpy(places))
