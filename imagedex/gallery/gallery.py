@@ -26,7 +26,7 @@ from imagedex.encoding.store import ROWS_PER_SHARD, Store, as_scalars
 from imagedex.encoding.vectors import encode_texts, image_vector_batches
 from imagedex.errors import UserError
 from imagedex.files import Lock, clear_leftovers
-from imagedex.gallery import catalog, columns, compaction, exporting, filters, looked, scanning, sources
+from imagedex.gallery import catalog, compaction, exporting, filters, looked, planning, scanning, sources
 from imagedex.gallery.engines.index import Pictures
 from imagedex.gallery.engines.searcher import Searcher
 from imagedex.gallery.model import DEFAULT_MODEL, GalleryModel
@@ -207,35 +207,7 @@ class Gallery:
         if self.header:  # a copy: what ends in an error changes nothing
             header = replace(self.header, files=self.model.files)
         header.engine = self.searcher.ready()
-        roots, changes, places, said = catalog.Roots(dict(header.roots)), scanning.Changes(), [], []
-        known = list(zip(self.table["image_id"].to_pylist(), self.table["root"].to_pylist(), strict=True))
-        for source in checked:
-            taken = {place.image_id for place in places if place.root != str(source)}
-            taken |= {name for name, root in known if root != str(source)}
-            there = sources.look(source, roots.prefix(str(source), taken))
-            places += there.places
-            said.append(there.said)
-            for ending, count in there.others.items():
-                changes.passed_over[ending] = changes.passed_over.get(ending, 0) + count
-        header.roots = roots.prefixes
-        names = {str(source) for source in checked}
-        self._check_names(places, names)
-        table = self._in_step(places, names, changes, threads, progress)
-        captions = {place.image_id: place.captions for place in places}
-        table, new = columns.brought_up_to_date(table, names, captions, columns.joined(said))
-        changes.said_anew(new)
-        return header, table, changes, sorted(names)
-
-    def _check_names(self, places, roots: set[str]) -> None:
-        """Raises `UserError` where two pictures would have one image_id: one of them could not be found."""
-        others = self.table.filter(pc.invert(pc.is_in(self.table["root"], pa.array(sorted(roots), pa.string()))))
-        seen = dict(zip(others["image_id"].to_pylist(), others["path"].to_pylist(), strict=True))
-        for place in places:
-            if seen.setdefault(place.image_id, place.path) != place.path:
-                both = f"{seen[place.image_id]} and {place.path}"
-                raise UserError(
-                    f"{both} would both be called {place.image_id}; give one folder that holds both, or two galleries"
-                )
+        return header, *planning.planned(self.folder, self.table, header, checked, threads, progress)
 
     def _update(self, header, table, changes, roots, processes, batch_size, num_workers, progress) -> scanning.Changes:
         """Encodes what has no vector, and makes the change happen."""
@@ -248,32 +220,6 @@ class Gallery:
         self.header, self.table = header, table
         self._look_again()
         return changes
-
-    def _in_step(self, places, roots: set[str], changes, threads: int, progress: bool) -> pa.Table:
-        """The table as the sources are now, without vectors yet. A file that could not be opened is tried again."""
-        known = {
-            row["image_id"]: row
-            for row in self.table.select(["image_id", "path", "bytes", "changed", "key", "root"]).to_pylist()
-        }
-        ours = {name for name, row in known.items() if row["root"] in roots}
-        new = []
-        for place in places:
-            row = known.get(place.image_id)
-            if row is None or row["key"] == scanning.NOT_READ or not place.is_as(row):
-                new.append(place)
-        described = looked.described(self.folder, new, threads, progress)
-        for row in described:
-            before = known.get(row["image_id"])
-            if before is None:
-                changes.added.append(row["image_id"])
-            elif before["key"] != row["key"]:
-                changes.changed.append(row["image_id"])
-        changes.removed = sorted(ours - {place.image_id for place in places})
-        changes.unchanged = len(places) - len(changes.added) - len(changes.changed)
-        gone = {*changes.removed, *(row["image_id"] for row in described)}
-        stays = pc.invert(pc.is_in(self.table["image_id"], pa.array(sorted(gone), pa.string())))
-        table = columns.joined([self.table.filter(stays), scanning.as_table(described)])
-        return table.sort_by("image_id")
 
     def _encode(
         self, table: pa.Table, processes: Processes, batch_size: int, num_workers: int, progress: bool
