@@ -72,7 +72,7 @@ def test_a_setting_that_is_wrong_is_one_line(tiny_xmatching, tmp_path, settings,
 
 
 def test_the_front_matter_of_a_space_names_what_is_there():
-    text = (APP.parent / "docs" / "gallery.md").read_text(encoding="utf-8")
+    text = (APP.parent / "docs" / "page.md").read_text(encoding="utf-8")
     facts = yaml.safe_load(
         re.search(r"^---\ntitle:.*?(?=^---$)", text, re.MULTILINE | re.DOTALL)[0].removeprefix("---")
     )
