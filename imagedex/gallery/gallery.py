@@ -350,7 +350,7 @@ class Gallery:
                 self.refresh()
                 return self._searchable()
             biased = len(rows) and "bias" in self.store.shards[0].fields
-            self._searched = table, rows, table["image_id"].to_pylist(), "bias" if biased else None
+            self._searched = table, rows, catalog.Names(table), "bias" if biased else None
         return self._searched
 
     def _pictures(self) -> Pictures:

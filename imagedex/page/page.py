@@ -101,7 +101,7 @@ def options(service: Service) -> dict:
 def connect(service: Service, parts: dict, grids: list[gr.HTML], share: float) -> None:
     """What happens when something is typed, clicked or dropped."""
     # past Gradio's queue, which costs more than an answer: questions wait in the service, and hold no thread
-    said = {"show_progress": "minimal", "queue": False, "api_visibility": "private"}
+    said = {"show_progress": "minimal", "queue": False, "api_visibility": "private", "trigger_mode": "always_last"}
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     names = ("text", "without", "seen", "where", "top_k", "fold", "keep", "like", "uploads")
     asked, liked = [parts[name] for name in names], [parts[name] for name in ("like", "chips", "forget")]

@@ -155,7 +155,7 @@ def test_type_see_click_drop_upload_and_search_again(address, gallery, photos, p
         assert "mine.png" in page.titles()
         page.type("#query :is(input, textarea)", " ")  # the picture alone is the question now
         page.choose("#picture input[type=file]", mine)
-        page.until("document.querySelector('#grid-0 figure img').alt == 'mine.png'")
+        page.until("document.querySelector('#grid-0 figure img')?.alt == 'mine.png'")
 
         page.resize(390, 844)
         time.sleep(0.5)
