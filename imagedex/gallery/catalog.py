@@ -136,6 +136,9 @@ class Names:
     def __init__(self, table: pa.Table):
         self._column = table["image_id"]
 
+    def __len__(self) -> int:
+        return len(self._column)
+
     def __getitem__(self, row: int) -> str:
         return self._column[int(row)].as_py()
 
