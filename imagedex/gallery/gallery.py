@@ -359,6 +359,6 @@ class Gallery:
 
     @staticmethod
     def _found(table: pa.Table, answer: list[tuple[int, float]]) -> list[Found]:
-        rows = table.take(pa.array([row for row, _ in answer], pa.int64())).to_pylist()
+        rows = [table.slice(row, 1).to_pylist()[0] for row, _ in answer]  # pa.array would import pandas
         pairs = zip(rows, answer, strict=True)
         return [Found(values["image_id"], values["path"], score, values) for values, (_, score) in pairs]
