@@ -129,6 +129,22 @@ test-browser: $(DEV) ## tests that look at pages and drawings in chromium
 screenshots: $(DEV) ## pictures of the page over drawn scenes, to look at: ARGS="--model runs/quickstart/xmatching"
 	@PYTHONPATH=.:tests $(BIN)/python tests/page/screenshots.py $(ARGS)
 
+# Speed beside what users would pick instead. Every one is a command of its own, see benchmarks/README.md.
+.PHONY: bench
+bench: $(DEV) ## the benchmarks of speed at small sizes, in minutes; tables go to build/bench
+	@mkdir -p build/bench
+	@$(BIN)/python benchmarks/startup.py --repeats 3 --results_dir build/bench
+	@$(BIN)/python benchmarks/beam_search.py --small
+	@$(BIN)/python benchmarks/exact_search.py --rows 50000 --repeats 3 --results_dir build/bench
+	@$(BIN)/python benchmarks/encode_pictures.py --tower vit_s16 --pictures 128 --results_dir build/bench
+	@$(BIN)/python benchmarks/training_speed.py --pictures 128 --epochs 3 --repeat 1 --results_dir build/bench
+
+.PHONY: bench-long
+bench-long: $(DEV) ## ... at their real sizes, in hours; tables and plots go to benchmarks/results
+	@for name in startup beam_search exact_search gallery_size encode_pictures training_speed engines page_load; do \
+	  $(BIN)/python benchmarks/$$name.py || exit; \
+	done
+
 .PHONY: audit
 audit: $(DEV) ## known vulnerabilities of what is installed; says "not checked" where nobody can be asked
 	@$(BIN)/python .ci/audit.py
