@@ -127,7 +127,23 @@ def test_what_is_indexed_while_the_page_is_up_is_found_and_what_is_gone_is_not(t
     answer = service.ask(0, Question(["a dog"], fold=False)).result()
     assert sorted(card.title for card in answer.cards) == ["1.png", "2.png", "3.png"]
     assert service.path(0, gone) is None and service.path(0, answer.cards[0].key)
-    for wrong in ("", "x" * 32, "0" * 31, "../" * 10 + "ab", "é" * 32):
+    assert service.thumbnail(0, gone).result() is None
+    paint(tmp_path / "photos" / "0.png", 0)
+    Gallery.open(tmp_path / "g", device="cpu").add(tmp_path / "photos")
+    service.ask(0, Question(["a dog"])).result()
+    assert service.thumbnail(0, gone).result() is not None  # it came back
+    for wrong in (
+        "",
+        "x" * 32,
+        "0" * 31,
+        "../" * 10 + "ab",
+        "é" * 32,
+        " " * 32,
+        "00 " * 10 + "00",
+        7,
+        None,
+        ["0"] * 32,
+    ):
         assert service.path(0, wrong) is None and service.path(-1, gone) is None and service.path(1, gone) is None
 
 
@@ -161,3 +177,17 @@ def test_what_visitors_send_is_bounded_read_once_and_deleted(gallery, paint, tmp
                     "1 pictures beyond 4 are left out"]  # fmt: skip
     answer = service.ask(0, Question(picture=seen[0], top_k=3), seen).result()
     assert answer.cards[0].upload is seen[0] and answer.cards[0].score == pytest.approx(1, abs=1e-5)
+
+
+def test_a_model_that_writes_identifiers_is_asked_with_pictures_that_are_there(save_generative, gallery, tmp_path):
+    names = [name for name in gallery.table["image_id"].to_pylist() if "/" in name]
+    model = str(save_generative(tmp_path / "model", "vision_grounded_t5", "atomic", names))
+    service = Service([gallery, Gallery.open(gallery.folder, model, device="cpu")])
+    key, path = gallery.table["key"][0].as_py().hex(), gallery.table["path"][0].as_py()
+    answer = service.ask(1, Question(like=[key], top_k=3)).result()
+    assert titles(answer) == [one.image_id for one in service.galleries[1].search(f"image:{path}", top_k=3)]
+    for number in (0, 1):
+        with pytest.raises(UserError, match="not in the gallery any more"):
+            service.ask(number, Question(like=["0" * 32])).result()
+        with pytest.raises(UserError, match="not in the gallery any more"):
+            service.ask(number, Question(like=[7])).result()
