@@ -315,6 +315,15 @@ def test_columns_of_several_sources(gallery, photos, tmp_path, caplog):
     assert everything(gallery)["wood/0.png"].row["stars"] is None
 
 
+def test_what_was_found_in_a_table_or_an_archive_is_asked_with(gallery, photos, tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        archive.add(photos / "wood" / "4.png", "x.png")
+    gallery.add(write(tmp_path / "p.parquet", {"image": embedded([png(n) for n in range(3)])}), tmp_path / "s.tar")
+    for one in gallery.search("text:a dog", top_k=4):
+        assert gallery.search(one.path, top_k=1)[0].image_id == one.image_id
+        assert gallery.search(f"2:image:{one.path}", top_k=1)[0].image_id == one.image_id
+
+
 def test_what_a_source_says_again_is_not_new(gallery, tmp_path):
     """Though a row cannot be read, a value is no number, or a column became text for the sake of another source."""
     one, two, three = (
