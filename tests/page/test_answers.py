@@ -96,6 +96,18 @@ def test_an_error_of_all_is_each_one_s():
         Together(answer).ask(1).result(30)
 
 
+def test_what_one_visitor_sends_spoils_no_other_s_question(gallery):
+    """Half a character is no text that a tokenizer reads."""
+    service, go = Service([gallery]), threading.Event()
+    service._turns.alone(go.wait, 30)  # so that they wait together
+    asked = [service.ask(0, Question([text], top_k=2)) for text in ("a dog", "half \ud800", "red grass")]
+    go.set()
+    with pytest.raises(TypeError):
+        asked[1].result(30)
+    for future, text in ((asked[0], "a dog"), (asked[2], "red grass")):
+        assert titles(future.result(30)) == [one.image_id for one in gallery.search(f"text:{text}", top_k=2)]
+
+
 def test_a_path_by_its_content_against_a_dictionary():
     rng = np.random.default_rng(0)
     keys = rng.integers(0, 3, (400, 16), dtype=np.uint8)  # many share their first bytes, some end in zeros
