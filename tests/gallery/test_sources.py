@@ -324,6 +324,21 @@ def test_what_was_found_in_a_table_or_an_archive_is_asked_with(gallery, photos, 
         assert gallery.search(f"2:image:{one.path}", top_k=1)[0].image_id == one.image_id
 
 
+def test_a_picture_that_is_named_twice(gallery, photos, tmp_path, caplog):
+    """The first row's columns count, and the log says so; rows that say captions alone are many a picture."""
+    (photos / "metadata.csv").write_text("file_name,stars,text\nsea/1.png,3,a\nsea/1.png,4,b\n")
+    gallery.add(photos)
+    one = everything(gallery, where="stars == 3")["sea/1.png"]
+    assert one.row["captions"] == ["a", "b"] and caplog.text.count("1 rows name a picture for the second time") == 1
+    write(tmp_path / "p.parquet", {"image": ["photos/sea/1.png"] * 3, "stars": [5, 6, 7]})
+    gallery.add(tmp_path / "p.parquet")
+    assert "2 rows name a picture for the second time" in caplog.text
+    caplog.clear()
+    write(tmp_path / "p.parquet", {"image": ["photos/sea/1.png"] * 2, "captions": ["c", "d"]})
+    gallery.add(tmp_path / "p.parquet")
+    assert "second time" not in caplog.text
+
+
 def test_what_a_source_says_again_is_not_new(gallery, tmp_path):
     """Though a row cannot be read, a value is no number, or a column became text for the sake of another source."""
     one, two, three = (
