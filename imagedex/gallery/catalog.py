@@ -65,7 +65,7 @@ class Header:
     Attributes:
         model: as it was named. maker: its fingerprints, see `imagedex.encoding.store`. files: of the model's files names, sizes
             and times, by which it is known again without a look at its weights.
-        vector_type: "float32" or "float16". cut_off: see `imagedex.gallery.cut_off`; {} where none was calibrated.
+        vector_type: "float32" or "float16".
         engine: which searches it, see `imagedex.gallery.engines.searcher`.
     """
 

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,7 +18,7 @@ from imagedex.gallery.catalog import COLUMNS
 
 logger = logging.getLogger(__name__)
 
-RESERVED = {*COLUMNS, "vector"}  # `export` adds the vectors
+RESERVED = {*COLUMNS, "vector", "bias"}  # `export` adds the last two
 TIME = pa.timestamp("ms")
 TEXTS = pa.list_(pa.string())
 _WHOLE, _NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,17})"), re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -151,18 +152,18 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def brought_up_to_date(
-    table: pa.Table, roots: set[str], captions: dict[str, list[str]], said: pa.Table
+    before: pa.Table, table: pa.Table, roots: set[str], captions: dict[str, list[str]], said: pa.Table
 ) -> tuple[pa.Table, list[str]]:
     """The catalog, in which the pictures of these roots have the captions and columns that their sources say now, and the
     image_ids of those for which they say something new.
 
     Args:
+        before: the catalog as it was. table: the catalog with the pictures that are there now.
         captions: of every picture of the roots.
         said: `image_id` and the user's columns (`of_user`), of some of them.
     """
     own = pc.is_in(table["root"], pa.array(sorted(roots), pa.string()))
-    ours, others = table.filter(own), table.filter(pc.invert(own))
-    before = ours.select(["captions", *table.column_names[len(COLUMNS) :]])
+    ours, others = table.filter(own), without_bare(table.filter(pc.invert(own)))
     ids = ours["image_id"].to_pylist()
     place = COLUMNS.index("captions")
     ours = ours.select(COLUMNS).set_column(place, "captions", pa.array([captions[name] for name in ids], TEXTS))
@@ -170,17 +171,35 @@ def brought_up_to_date(
     for name in said.column_names:
         if name != "image_id":
             ours = ours.append_column(name, said[name].take(rows))
-    after = ours.select(["captions", *ours.column_names[len(COLUMNS) :]])
-    new = [
-        name
-        for name, one, two in zip(ids, before.to_pylist(), after.to_pylist(), strict=True)
-        if said_of(one) != said_of(two)
-    ]
-    whole = joined([part for part in (others, ours) if len(part)] or [ours]).sort_by("image_id")
-    bare = [name for name in whole.column_names[len(COLUMNS) :] if whole[name].null_count == len(whole)]
-    return whole.drop_columns(bare), new
+    whole = without_bare(joined([part for part in (others, ours) if len(part)] or [ours])).sort_by("image_id")
+    return whole, said_anew(before, whole, ids)
 
 
-def said_of(row: dict) -> dict:
-    """Without what is missing, which is the same as a column that is not there."""
-    return {name: value for name, value in row.items() if value not in (None, [])}
+def without_bare(table: pa.Table) -> pa.Table:
+    """Without the user's columns that hold nothing: their type is nobody's."""
+    return table.drop_columns(
+        [name for name in table.column_names[len(COLUMNS) :] if table[name].null_count == len(table)]
+    )
+
+
+def said_anew(before: pa.Table, after: pa.Table, image_ids: list[str]) -> list[str]:
+    """Those of the pictures whose captions or columns are others than they were; a column that became text for the sake of
+    another source is the same, and a missing value is like a column that is not there."""
+    wanted, new = pa.array(image_ids, pa.string()), np.zeros(len(image_ids), bool)
+    rows = [pc.index_in(wanted, table["image_id"].combine_chunks()) for table in (before, after)]
+    users = dict.fromkeys(before.column_names[len(COLUMNS) :] + after.column_names[len(COLUMNS) :])
+    for name in ["captions", *users]:
+        pair = [
+            table[name].take(own) if name in table.column_names else pa.nulls(len(wanted))
+            for table, own in zip((before, after), rows, strict=True)
+        ]
+        if pair[0].type != pair[1].type and pa.string() in (pair[0].type, pair[1].type):
+            pair = [as_text(column) for column in pair]
+        values = zip(*(column.to_pylist() for column in pair), strict=True)
+        new |= np.fromiter((not same(one, two) for one, two in values), bool, len(wanted))
+    return [name for name, other in zip(image_ids, new.tolist(), strict=True) if other]
+
+
+def same(one, two) -> bool:
+    """Missing values are, and so are those that are no number."""
+    return one == two or (one in (None, []) and two in (None, [])) or (one != one and two != two)

@@ -12,12 +12,14 @@ import pyarrow.parquet as pq
 from imagedex.encoding.store import ROWS_PER_SHARD
 from imagedex.errors import UserError
 from imagedex.files import whole_file, writing
+from imagedex.gallery import columns
 from imagedex.gallery.engines import milvus
 from imagedex.gallery.engines.index import Pictures
 
 logger = logging.getLogger(__name__)
 
 LONGEST_ID = 65_535  # bytes, Milvus' own limit
+FIELDS = ("id", "gallery")  # of a collection, beside those of the catalog and of the Parquet file
 
 
 def export(table: pa.Table, pictures: Pictures, folder: Path, to: str | Path, progress: bool = False) -> int:
@@ -39,9 +41,9 @@ def export(table: pa.Table, pictures: Pictures, folder: Path, to: str | Path, pr
             schema = schema.append(pa.field("bias", pa.float32()))
         with pq.ParquetWriter(file, schema) as writer:
             for part, vectors, bias in blocks(table, pictures, ROWS_PER_SHARD):
-                columns = [pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), size)]
-                columns += [pa.array(bias)] if bias is not None else []
-                writer.write_table(pa.Table.from_arrays([*part.columns, *columns], schema=schema))
+                added = [pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), size)]
+                added += [pa.array(bias)] if bias is not None else []
+                writer.write_table(pa.Table.from_arrays([*part.columns, *added], schema=schema))
     return len(pictures)
 
 
@@ -64,6 +66,7 @@ def to_milvus(table: pa.Table, pictures: Pictures, folder: Path, uri: str, progr
     if not len(pictures) or longest > LONGEST_ID:
         raise UserError(f"{folder} holds no picture" if not len(pictures) else f"an image_id is {longest} bytes long")
     owner = f"{pictures.maker} {folder.resolve()}"
+    table = renamed(table)
     client = milvus.connected(place)
     with milvus.speaking_to(place):
         open_collection(client, name, owner, pictures.rows.row("vectors", 0).shape[0])
@@ -95,6 +98,16 @@ def open_collection(client, name: str, owner: str, size: int) -> None:
     schema.add_field(milvus.VECTOR, DataType.FLOAT_VECTOR, dim=size)
     parameters = milvus.index_parameters(client)
     client.create_collection(name, schema=schema, index_params=parameters, consistency_level="Strong")
+
+
+def renamed(table: pa.Table) -> pa.Table:
+    """The user's columns that would be written over have another name; says so."""
+    names = list(table.column_names)
+    for name in [name for name in FIELDS if name in names]:
+        own = columns.usable_name(f"{name}_", set(names))
+        logger.warning("Milvus: the column %s is called %s there", name, own)
+        names[names.index(name)] = own
+    return table.rename_columns(names)
 
 
 def quoted(text: str) -> str:

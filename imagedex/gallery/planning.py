@@ -37,11 +37,11 @@ def planned(
     header.roots = roots.prefixes
     names = {str(source) for source in checked}
     check_names(table, places, names)
-    table = in_step(folder, table, places, names, changes, threads, progress)
+    now = in_step(folder, table, places, names, changes, threads, progress)
     captions = {place.image_id: place.captions for place in places}
-    table, new = columns.brought_up_to_date(table, names, captions, columns.joined(said))
+    now, new = columns.brought_up_to_date(table, now, names, captions, columns.joined(said))
     changes.said_anew(new)
-    return table, changes, sorted(names)
+    return now, changes, sorted(names)
 
 
 def check_names(table: pa.Table, places: Sequence[scanning.Place], roots: set[str]) -> None:

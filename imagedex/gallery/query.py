@@ -2,6 +2,7 @@
 
 "two dogs on a beach"            a sentence
 a.jpg                            a picture, where a file of that name is there
+s.tar::512+99  t.parquet::5:jpg  one within an archive or a table, as `search` prints it
 text:a.jpg  image:a.jpg          one or the other, whatever is there
 "2:dog"                          counts twice
 - leash                          the next part is taken off; + is the default
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # a mistake is said before torch is loaded
     import torch
 
 LARGEST_WEIGHT = 1e6
+_WITHIN = re.compile(r"(.+)::(?:\d+\+\d+|\d+:.+)")  # see `imagedex.gallery.pictures`
 _WEIGHT = re.compile(r"(\d+(?:\.\d+)?):(?=\S)")
 
 
@@ -58,8 +60,10 @@ def read_part(word: str, weight: float = 1.0) -> Part:
 
 
 def is_file(word: str) -> bool:
+    """Whether a file is there, or one with such a place within."""
+    within = _WITHIN.fullmatch(word)
     try:
-        return Path(word).expanduser().is_file()
+        return Path(word).expanduser().is_file() or (within is not None and Path(within[1]).expanduser().is_file())
     except (OSError, ValueError, RuntimeError):  # longer than a name can be, ...
         return False
 

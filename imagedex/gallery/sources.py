@@ -77,12 +77,22 @@ def with_ids(image_ids: list[str], said: pa.Table) -> pa.Table:
     return said.append_column("image_id", ids) if said.column_names else pa.table({"image_id": ids})
 
 
+def say_repeated(where: str, number: int, said: pa.Table) -> None:
+    """Args: number, of rows whose picture an earlier row has named; said, the columns beside captions."""
+    if number and len(said.column_names) > 1:
+        logger.warning(
+            "%s: %d rows name a picture for the second time; their captions are added, in columns the first row counts",
+            where,
+            number,
+        )
+
+
 # tables
 
 
 def of_tables(source: tables.Tables, prefix: str) -> Looked:
     parts = tables.read(source)
-    looked, said, missing, seen = Looked(), [], [], {}
+    looked, said, missing, seen, repeated = Looked(), [], [], {}, 0
     for part, names in zip(parts, tables.image_ids(parts, source.name), strict=True):
         changed, kept, ids = os.stat(part.file).st_mtime_ns, [], []
         for row, name in enumerate(names):
@@ -95,6 +105,7 @@ def of_tables(source: tables.Tables, prefix: str) -> Looked:
             before = seen.setdefault((place.image_id, place.path), place)
             if before is not place:  # a row a caption
                 before.captions = list(dict.fromkeys(before.captions + captions))
+                repeated += 1
                 continue
             kept.append(row)
             ids.append(place.image_id)
@@ -107,6 +118,7 @@ def of_tables(source: tables.Tables, prefix: str) -> Looked:
         logger.warning("%s: %s", source, first)
         looked.others[tables.GONE] = len(missing)
     looked.said = columns.joined(said) if said else looked.said
+    say_repeated(str(source), repeated, looked.said)
     return looked
 
 
@@ -163,6 +175,7 @@ def with_metadata(root: Path, prefix: str, places: list[Place], others: dict[str
                 own.append(place.image_id)
         rest = columns.of_user(rows.drop_columns(["file_name"]), file)
         said.append(with_ids(own, rest.take(pa.array(kept, pa.int64()))))
+        say_repeated(file, len(named) - len(strangers) - len(kept), said[-1])
     return Looked(places, others, *([columns.joined(said)] if said else []))
 
 

@@ -133,9 +133,7 @@ def _sentence_vectors(gallery: Gallery, questions: Sequence[Question]) -> dict[s
 
 def _parts(gallery: Gallery, number: int, question: Question, known: dict, path_of: Callable) -> list[Part]:
     parts = [Part(text=text, vector=known[text]) for text in question.sentences]
-    for key in question.like:
-        if path_of(number, key) is None:
-            raise UserError("this picture is not in the gallery any more")
+    for key, _ in _liked(number, question, path_of):
         vector = _stored(gallery, [key])[0]
         parts.append(Part(vector=torch.from_numpy(vector)))
     if question.picture is not None:
@@ -146,6 +144,14 @@ def _parts(gallery: Gallery, number: int, question: Question, known: dict, path_
         without = question.without[:LONGEST_QUERY]
         parts.append(Part(text=without, vector=known[without], weight=-WITHOUT))
     return parts
+
+
+def _liked(number: int, question: Question, path_of: Callable) -> list[tuple[str, str]]:
+    """(key, path) of the gallery's pictures that are asked with. Raises `UserError`."""
+    liked = [(key, path_of(number, key)) for key in question.like]
+    if None in (path for _, path in liked):
+        raise UserError("this picture is not in the gallery any more")
+    return liked
 
 
 def _first_look(question: Question) -> int:
@@ -232,7 +238,7 @@ def _written(gallery: Gallery, number: int, asked: Sequence[tuple], path_of: Cal
 
 def _written_one(gallery: Gallery, number: int, question: Question, path_of: Callable) -> Answer:
     parts = [Part(text=text) for text in question.sentences]
-    parts += [Part(path=path_of(number, key) or "") for key in question.like]
+    parts += [Part(path=path) for _, path in _liked(number, question, path_of)]
     if question.picture is not None:
         parts.append(Part(picture=Image.open(io.BytesIO(question.picture.thumbnail))))
     if not parts:

@@ -2,7 +2,8 @@
 
 import io
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
@@ -19,6 +20,7 @@ from imagedex.page.together import Together
 
 THUMBNAIL = 360  # pixels, the longer side
 THUMBNAILS = 2048  # of some 15 KiB each, in memory
+KEY = re.compile("[0-9a-f]{32}")
 DRAWING = 2  # pictures are decoded at once; more threads would take their turns from the answers
 
 
@@ -33,7 +35,7 @@ class Service:
         self._keys: dict[int, catalog.Keys] = {}
         self._times = [time_of(gallery) for gallery in self.galleries]
         self._drawing = ThreadPoolExecutor(DRAWING, thread_name_prefix="pictures")
-        self._thumbnail = lru_cache(maxsize=THUMBNAILS)(lambda number, key: self._jpeg(number, key, THUMBNAIL))
+        self._thumbnail = lru_cache(maxsize=THUMBNAILS)(lambda key, path: drawn(path, THUMBNAIL))
         for number, gallery in enumerate(self.galleries):
             gallery.hidden = ("path", "root")  # strangers are not to ask for the folders of this machine
             if len(gallery):  # loads what the first visitor would wait for
@@ -42,31 +44,26 @@ class Service:
     # pictures
 
     def path(self, number: int, key: str) -> str | None:
-        """Of a picture in the gallery, by its key in hexadecimal digits; None of any other."""
-        if not 0 <= number < len(self.galleries) or len(key) != 32:
+        """Of a picture in the gallery, by its key in hexadecimal digits; None of any other, whatever a visitor sends."""
+        if not 0 <= number < len(self.galleries) or not isinstance(key, str) or not KEY.fullmatch(key):
             return None
         table, known = self.galleries[number].table, self._keys.get(number)
         if known is None or known.table is not table:
             known = self._keys[number] = catalog.Keys(table)
-        try:
-            return known.path(bytes.fromhex(key))
-        except ValueError:  # no such digits
-            return None
+        return known.path(bytes.fromhex(key))
 
     def thumbnail(self, number: int, key: str) -> "Future[bytes | None]":
         """JPEG, of a picture in the gallery; None of any other. The future raises what a decoder raises."""
-        return self._drawing.submit(self._thumbnail, number, key)
+        return self._drawing.submit(self._picture, number, key, self._thumbnail)
 
     def picture(self, number: int, key: str, longest: int) -> "Future[bytes | None]":
         """As `thumbnail`, so large."""
-        return self._drawing.submit(self._jpeg, number, key, longest)
+        return self._drawing.submit(self._picture, number, key, lambda key, path: drawn(path, longest))
 
-    def _jpeg(self, number: int, key: str, longest: int) -> bytes | None:
+    def _picture(self, number: int, key: str, draw: Callable[[str, str], bytes]) -> bytes | None:
+        """What is not there is not kept: it may come."""
         path = self.path(number, key)
-        if path is None:
-            return None
-        with Image.open(io.BytesIO(content_of(path))) as picture:
-            return jpeg(as_rgb(smaller(picture, longest)), longest)
+        return None if path is None else draw(key, path)
 
     def seen(self, name: str, picture: Image.Image) -> Seen:
         """A visitor's picture, encoded in its turn. Raises what a decoder raises."""
@@ -114,6 +111,11 @@ def smaller(picture: Image.Image, longest: int) -> Image.Image:
     """Where the format can, it is made smaller while it is decoded: a photograph takes an eighth of the time."""
     picture.draft("RGB", (longest, longest))
     return picture
+
+
+def drawn(path: str, longest: int) -> bytes:
+    with Image.open(io.BytesIO(content_of(path))) as picture:
+        return jpeg(as_rgb(smaller(picture, longest)), longest)
 
 
 def jpeg(picture: Image.Image, longest: int) -> bytes:

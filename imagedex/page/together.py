@@ -35,12 +35,16 @@ class Together:
         taken = [(item, future) for item, future in taken if future.set_running_or_notify_cancel()]  # some have left
         if not taken:
             return
-        try:
-            answers = self._answer([item for item, _ in taken])
-        except Exception as error:
-            answers = [error] * len(taken)
+        answers = self._answers([item for item, _ in taken])
         for (_, future), answer in zip(taken, answers, strict=True):
             if isinstance(answer, Exception):
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
+
+    def _answers(self, items: Sequence) -> Sequence:
+        """What goes wrong with all is asked once more one by one: it is the fault of some, and the others have their answer."""
+        try:
+            return self._answer(items)
+        except Exception as error:
+            return [error] if len(items) == 1 else [self._answers([item])[0] for item in items]

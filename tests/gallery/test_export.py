@@ -112,6 +112,32 @@ def test_a_collection_of_milvus_is_the_gallery_however_often_it_is_written(
     assert {hit["id"] for hit in hits} == {name for name, row in said.items() if row["width"] >= 26}
 
 
+@pytest.fixture
+def with_columns(gallery, photos):
+    """A gallery whose pictures have columns with the names of what `export` adds."""
+    said = {"bias": "of mine", "id": 7, "id_": 8, "gallery": "Uffizi", "vector": 9}
+    (photos / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png"} | said))
+    gallery.add(photos)
+    return gallery
+
+
+def test_columns_of_the_user_stay_beside_those_of_export(with_columns, tmp_path):
+    with_columns.export(tmp_path / "v.parquet")
+    rows = {row["image_id"]: row for row in pq.read_table(tmp_path / "v.parquet").to_pylist()}
+    assert len(rows["a.png"]["vector"]) > 1 and rows["a.png"].get("bias") != "of mine"
+    kept = {name: rows["a.png"][name] for name in ("bias_", "id", "id_", "gallery", "vector_")}
+    assert kept == {"bias_": "of mine", "id": 7, "id_": 8, "gallery": "Uffizi", "vector_": 9}
+
+
+@needs_milvus
+def test_columns_of_the_user_stay_beside_those_of_milvus(with_columns, tmp_path, caplog):
+    with_columns.export(f"milvus:{tmp_path / 'out.db'}")
+    fields = ["id__2", "id_", "gallery_"]
+    row = milvus.connected(str(tmp_path / "out.db")).get("pictures_gallery", ids=["a.png"], output_fields=fields)[0]
+    assert [row[name] for name in fields] == [7, 8, "Uffizi"]
+    assert "the column id is called id__2" in caplog.text
+
+
 @needs_milvus
 def test_a_collection_of_somebody_else_is_left_alone(gallery, tiny_xmatching, photos, tmp_path):
     place = tmp_path / "out.db"

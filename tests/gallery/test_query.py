@@ -17,6 +17,12 @@ def here(tmp_path, monkeypatch):
         (["two dogs"], [Part(text="two dogs")]),
         (["a.jpg"], [Part(path="a.jpg")]),
         (["dog"], [Part(path="dog")]),
+        (
+            ["a.jpg::00012:image", "0.5:a.jpg::5+7"],
+            [Part(path="a.jpg::00012:image"), Part(path="a.jpg::5+7", weight=0.5)],
+        ),
+        (["image:a.jpg::0:b", "a.jpg::leash"], [Part(path="a.jpg::0:b"), Part(text="a.jpg::leash")]),
+        (["b.jpg::0:image"], [Part(text="b.jpg::0:image")]),
         (["text:dog"], [Part(text="dog")]),
         (["image:a.jpg"], [Part(path="a.jpg")]),
         (["cat", "+", "a.jpg", "-", "leash"], [Part(text="cat"), Part(path="a.jpg"), Part(text="leash", weight=-1.0)]),

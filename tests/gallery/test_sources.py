@@ -315,6 +315,50 @@ def test_columns_of_several_sources(gallery, photos, tmp_path, caplog):
     assert everything(gallery)["wood/0.png"].row["stars"] is None
 
 
+def test_what_was_found_in_a_table_or_an_archive_is_asked_with(gallery, photos, tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        archive.add(photos / "wood" / "4.png", "x.png")
+    gallery.add(write(tmp_path / "p.parquet", {"image": embedded([png(n) for n in range(3)])}), tmp_path / "s.tar")
+    for one in gallery.search("text:a dog", top_k=4):
+        assert gallery.search(one.path, top_k=1)[0].image_id == one.image_id
+        assert gallery.search(f"2:image:{one.path}", top_k=1)[0].image_id == one.image_id
+
+
+def test_a_picture_that_is_named_twice(gallery, photos, tmp_path, caplog):
+    """The first row's columns count, and the log says so; rows that say captions alone are many a picture."""
+    (photos / "metadata.csv").write_text("file_name,stars,text\nsea/1.png,3,a\nsea/1.png,4,b\n")
+    gallery.add(photos)
+    one = everything(gallery, where="stars == 3")["sea/1.png"]
+    assert one.row["captions"] == ["a", "b"] and caplog.text.count("1 rows name a picture for the second time") == 1
+    write(tmp_path / "p.parquet", {"image": ["photos/sea/1.png"] * 3, "stars": [5, 6, 7]})
+    gallery.add(tmp_path / "p.parquet")
+    assert "2 rows name a picture for the second time" in caplog.text
+    caplog.clear()
+    write(tmp_path / "p.parquet", {"image": ["photos/sea/1.png"] * 2, "captions": ["c", "d"]})
+    gallery.add(tmp_path / "p.parquet")
+    assert "second time" not in caplog.text
+
+
+def test_what_a_source_says_again_is_not_new(gallery, tmp_path):
+    """Though a row cannot be read, a value is no number, or a column became text for the sake of another source."""
+    one, two, three = (
+        {"image": embedded([png(10 * n + m) for m in range(2)], [f"{m}.png" for m in range(2)]), "caption": ["a", "b"]}
+        for n in range(3)
+    )
+    one |= {"number": [1, 2], "share": [float("nan"), 0.5], "day": pa.array([1, 2], pa.timestamp("s"))}
+    one["image"][1] = {"bytes": None, "path": None}
+    files = [write(tmp_path / "one.parquet", one), write(tmp_path / "two.parquet", two | {"number": ["x", "2"]})]
+    files.append(write(tmp_path / "three.parquet", three))
+    gallery.add(*files)
+    for again in (files, files[:1], files[1:]):
+        assert (changes := gallery.add(*again)).changed == [] and changes.unchanged == 2 * len(again)
+    write(tmp_path / "one.parquet", one)  # its time is another
+    assert gallery.add(files[0]).changed == []
+    write(files[1], two)
+    assert len(gallery.add(*files).changed) == 2  # nothing is said any more
+    assert sorted(everything(gallery, where="number > 0")) == ["0.png"]  # and numbers are numbers again
+
+
 def test_what_is_no_table_of_pictures(gallery, tmp_path):
     with pytest.raises(UserError, match="no image column"):
         gallery.add(write(tmp_path / "p.parquet", {"x": [1]}))

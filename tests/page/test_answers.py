@@ -96,6 +96,18 @@ def test_an_error_of_all_is_each_one_s():
         Together(answer).ask(1).result(30)
 
 
+def test_what_one_visitor_sends_spoils_no_other_s_question(gallery):
+    """Half a character is no text that a tokenizer reads."""
+    service, go = Service([gallery]), threading.Event()
+    service._turns.alone(go.wait, 30)  # so that they wait together
+    asked = [service.ask(0, Question([text], top_k=2)) for text in ("a dog", "half \ud800", "red grass")]
+    go.set()
+    with pytest.raises(TypeError):
+        asked[1].result(30)
+    for future, text in ((asked[0], "a dog"), (asked[2], "red grass")):
+        assert titles(future.result(30)) == [one.image_id for one in gallery.search(f"text:{text}", top_k=2)]
+
+
 def test_a_path_by_its_content_against_a_dictionary():
     rng = np.random.default_rng(0)
     keys = rng.integers(0, 3, (400, 16), dtype=np.uint8)  # many share their first bytes, some end in zeros
@@ -127,7 +139,23 @@ def test_what_is_indexed_while_the_page_is_up_is_found_and_what_is_gone_is_not(t
     answer = service.ask(0, Question(["a dog"], fold=False)).result()
     assert sorted(card.title for card in answer.cards) == ["1.png", "2.png", "3.png"]
     assert service.path(0, gone) is None and service.path(0, answer.cards[0].key)
-    for wrong in ("", "x" * 32, "0" * 31, "../" * 10 + "ab", "é" * 32):
+    assert service.thumbnail(0, gone).result() is None
+    paint(tmp_path / "photos" / "0.png", 0)
+    Gallery.open(tmp_path / "g", device="cpu").add(tmp_path / "photos")
+    service.ask(0, Question(["a dog"])).result()
+    assert service.thumbnail(0, gone).result() is not None  # it came back
+    for wrong in (
+        "",
+        "x" * 32,
+        "0" * 31,
+        "../" * 10 + "ab",
+        "é" * 32,
+        " " * 32,
+        "00 " * 10 + "00",
+        7,
+        None,
+        ["0"] * 32,
+    ):
         assert service.path(0, wrong) is None and service.path(-1, gone) is None and service.path(1, gone) is None
 
 
@@ -161,3 +189,17 @@ def test_what_visitors_send_is_bounded_read_once_and_deleted(gallery, paint, tmp
                     "1 pictures beyond 4 are left out"]  # fmt: skip
     answer = service.ask(0, Question(picture=seen[0], top_k=3), seen).result()
     assert answer.cards[0].upload is seen[0] and answer.cards[0].score == pytest.approx(1, abs=1e-5)
+
+
+def test_a_model_that_writes_identifiers_is_asked_with_pictures_that_are_there(save_generative, gallery, tmp_path):
+    names = [name for name in gallery.table["image_id"].to_pylist() if "/" in name]
+    model = str(save_generative(tmp_path / "model", "vision_grounded_t5", "atomic", names))
+    service = Service([gallery, Gallery.open(gallery.folder, model, device="cpu")])
+    key, path = gallery.table["key"][0].as_py().hex(), gallery.table["path"][0].as_py()
+    answer = service.ask(1, Question(like=[key], top_k=3)).result()
+    assert titles(answer) == [one.image_id for one in service.galleries[1].search(f"image:{path}", top_k=3)]
+    for number in (0, 1):
+        with pytest.raises(UserError, match="not in the gallery any more"):
+            service.ask(number, Question(like=["0" * 32])).result()
+        with pytest.raises(UserError, match="not in the gallery any more"):
+            service.ask(number, Question(like=[7])).result()
