@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from .beam_decoder import BeamDecoder
-from .identifier_trie import ROOT, IdentifierTrie
+from .identifier_trie import DEAD, ROOT, IdentifierTrie
 
 LOGITS_AT_ONCE = {"cpu": 2**20}  # so many stay in the processor's caches
 ON_ACCELERATORS = 2**28
@@ -37,7 +37,7 @@ class Scores:
         places = tokens - words.start if isinstance(words, slice) else torch.searchsorted(words, tokens)
         places = torch.where(there, places, 0).expand(len(states), -1, -1)
         scores = logits.gather(2, places).masked_fill(~there, -torch.inf)
-        return scores.log_softmax(2) if total is None else scores - total
+        return scores.log_softmax(2).masked_fill(~there, -torch.inf) if total is None else scores - total
 
     def logits(self, states: torch.Tensor, words: slice | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Of these words (B, R, words), and the logsumexp of all words (B, R, 1), which the children's score needs not."""
@@ -117,6 +117,8 @@ def search_identifiers(
         best, places = candidates.topk(min(2 * num_beams, candidates.shape[1]))
         beams = places // level.width
         reached = trie.child_offsets[nodes.gather(1, beams)] + places % level.width + 1
+        # where fewer go on than there are beams, the rest of them stand at no node: no child, no score
+        reached = torch.where(best == -torch.inf, DEAD, reached)
         if (
             level.ends
         ):  # of the ends only those among the first beams count, as in `generate`; the others go on without them
