@@ -1,5 +1,6 @@
 """The search for identifiers against `generate` with the same constraint, and against loops over tokens."""
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -171,6 +172,29 @@ def test_adapters_count(build, picture_batch, monkeypatch, target):
     assert_same(found, by_generate(monkeypatch, model, identifiers, inputs, COUNT))
     alone = identifiers_of("rq", [[5, 6, 7], [8, 9, 10]])  # whose last tokens are scored together
     assert_same(rank_identifiers(model, alone, inputs, 2), by_generate(monkeypatch, model, alone, inputs, 2))
+
+
+def test_hooks_count(build, picture_batch, monkeypatch):
+    """Among them accelerate's, which fetches weights when they are needed."""
+    model, inputs, identifiers = build("gated, untied"), texts(picture_batch, "right"), identifiers_of("naive")
+    hook = model.lm_head.register_forward_hook(lambda layer, states, logits: logits / 3)
+    for beams in (1, 4):
+        expected = by_generate(monkeypatch, model, identifiers, inputs, beams)
+        assert_same(rank_identifiers(model, identifiers, inputs, beams), expected)
+    hook.remove()
+    expected = rank_identifiers(model, identifiers, inputs, 4)
+    offloaded = accelerate.cpu_offload(model, execution_device="cpu")
+    assert_same(rank_identifiers(offloaded, identifiers, inputs, 4), expected)
+
+
+def test_each_part_is_left_in_the_mode_it_was_in(build, picture_batch):
+    model = build("t5").train()
+    model.encoder.eval()
+    modes = [module.training for module in model.modules()]
+    inputs = texts(picture_batch, "right")
+    found = [rank_identifiers(model, identifiers_of("rq"), inputs, 4)[0] for _ in range(2)]
+    assert torch.equal(*found)  # no dropout
+    assert [module.training for module in model.modules()] == modes
 
 
 def passes(monkeypatch, *args, **kwargs):
