@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from .beam_decoder import BeamDecoder
-from .identifier_trie import ROOT, IdentifierTrie
+from .identifier_trie import DEAD, ROOT, IdentifierTrie
 
 LOGITS_AT_ONCE = {"cpu": 2**20}  # so many stay in the processor's caches
 ON_ACCELERATORS = 2**28
@@ -27,6 +27,7 @@ class Scores:
 
     def __init__(self, model, trie: IdentifierTrie, over: str):
         self.output, self.trie, self.over = model.lm_head, trie, over
+        self.whole = not plain(self.output)
 
     def of_children(self, states: torch.Tensor, nodes: torch.Tensor, depth: int) -> torch.Tensor:
         """States (B, R, d_model) at nodes (B, R), or (1, R) where all queries stand at the same ones -> (B, R, C), the children
@@ -37,11 +38,11 @@ class Scores:
         places = tokens - words.start if isinstance(words, slice) else torch.searchsorted(words, tokens)
         places = torch.where(there, places, 0).expand(len(states), -1, -1)
         scores = logits.gather(2, places).masked_fill(~there, -torch.inf)
-        return scores.log_softmax(2) if total is None else scores - total
+        return scores.log_softmax(2).masked_fill(~there, -torch.inf) if total is None else scores - total
 
     def logits(self, states: torch.Tensor, words: slice | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Of these words (B, R, words), and the logsumexp of all words (B, R, 1), which the children's score needs not."""
-        if type(self.output) is not torch.nn.Linear:  # an adapter's layer: what it adds, only the whole of it knows
+        if self.whole:
             logits = self.output(states).float()
             return logits[..., words], logits.logsumexp(-1, keepdim=True) if self.over == "vocabulary" else None
         logits = F.linear(states, self.output.weight[words]).float()
@@ -60,12 +61,19 @@ class Scores:
     def of_tokens(self, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """States (B, R, L, d_model) and tokens (B, R, L) -> log-probabilities over the vocabulary (B, R, L)."""
         states = states.flatten(1, 2)
-        if type(self.output) is not torch.nn.Linear:
+        if self.whole:
             scores = self.output(states).float().log_softmax(-1).gather(2, tokens.flatten(1)[..., None])
         else:
             weight = self.output.weight[tokens.flatten(1)]  # (B, R * L, d_model)
             scores = (weight[..., None, :] @ states[..., None])[..., 0].float() - self.logsumexp(states)
         return scores.view(tokens.shape)
+
+
+def plain(layer: torch.nn.Module) -> bool:
+    """Whether a layer is its weight alone. What an adapter, a quantised weight or a hook makes of it, only the whole of it
+    knows."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    return type(layer) is torch.nn.Linear and type(layer.weight) is torch.nn.Parameter and not hooked
 
 
 class Found:
@@ -117,6 +125,8 @@ def search_identifiers(
         best, places = candidates.topk(min(2 * num_beams, candidates.shape[1]))
         beams = places // level.width
         reached = trie.child_offsets[nodes.gather(1, beams)] + places % level.width + 1
+        # where fewer go on than there are beams, the rest of them stand at no node: no child, no score
+        reached = torch.where(best == -torch.inf, DEAD, reached)
         if (
             level.ends
         ):  # of the ends only those among the first beams count, as in `generate`; the others go on without them

@@ -70,7 +70,7 @@ def rank_identifiers(
 
     With at least as many beams as there are identifiers the ranking is the exhaustive one (`score_identifiers`). A T5
     (CodebookT5, VisionGroundedT5) is searched by `search_identifiers`; any other encoder-decoder, and one whose parameters are
-    sharded (FSDP2), by its own `generate`, which finds the same and takes longer.
+    sharded (FSDP2) or offloaded, by its own `generate`, which finds the same and takes longer.
 
     Args:
         inputs: what the model's `generate` takes, for B queries: `input_ids` and `attention_mask`, or `pixel_values`, or
@@ -114,7 +114,10 @@ def searchable(model, inputs: dict) -> bool:
         )
         return False
     spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
-    return not (spread or inputs.get("synced_gpus") or any(hasattr(p, "full_tensor") for p in model.parameters()))
+    elsewhere = any(
+        hasattr(p, "full_tensor") or p.is_meta for p in model.parameters()
+    )  # sharded, or fetched when needed
+    return not (spread or inputs.get("synced_gpus") or elsewhere)
 
 
 def _by_our_beams(model, identifiers: Identifiers, inputs: dict, beams: int, over: str):

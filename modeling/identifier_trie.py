@@ -172,7 +172,7 @@ class IdentifierTrie:
 
     def following(self, nodes: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What may follow each node, in a shape that does not depend on how much it is: (...,) nodes -> tokens (..., width), in
-        the order of the edges, and (..., width) bool which of them there are."""
+        the order of the edges, and (..., width) bool which of them there are; none at no node."""
         starts, ends = self.child_offsets[nodes], self.child_offsets[nodes + 1]
         edges = starts[..., None] + torch.arange(width, device=nodes.device)
         return self.child_tokens[edges.clamp(max=len(self.child_tokens) - 1)], edges < ends[..., None]

@@ -96,9 +96,10 @@ def rest_frozen_parts(tower: torch.nn.Module) -> None:
 @contextmanager
 def evaluating(model: torch.nn.Module):
     """Evaluation mode meanwhile, put back afterwards: with dropout a vector or a ranking would be a random one."""
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes:  # one by one: a part may have been in another mode than the whole
+            module.training = training

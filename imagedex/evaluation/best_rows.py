@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from imagedex.evaluation.int8_codes import CodedQueries, Int8Codes, float32_is_coarse
+from imagedex.evaluation.int8_codes import ROUNDED, CodedQueries, Int8Codes, float32_is_coarse
 
 QUERIES_AT_ONCE = 256  # products of more leave the processor's cache before they are compared
 BLOCK_SCORES = 2**18
@@ -75,11 +75,11 @@ class FloatScores:
         self.rows, self.dtype = rows, torch.float64 if float32_is_coarse() else torch.float32
         self.narrow, self.queries = queries, torch.from_numpy(queries).to(self.dtype)
         lengths = np.linalg.norm(queries.astype(np.float64), axis=1)
-        largest = 0.0 if rows.bias is None else float(np.nan_to_num(np.abs(rows.bias)).max(initial=0.0))
+        biases = np.abs(rows.bias if rows.bias is not None else np.zeros(1))
+        largest = float(biases.max(initial=0.0, where=np.isfinite(biases)))  # taken off, infinity is exact
         # and the rounding of a score less its bias, and of the floor
-        self.error = error_bound(queries.shape[1]) * lengths * rows.longest + 2.0**-22 * (
-            lengths * rows.longest + largest
-        )
+        reach = lengths * rows.longest
+        self.error = error_bound(queries.shape[1]) * reach + ROUNDED * (reach + largest)
 
     def scores(self, places: np.ndarray) -> torch.Tensor:
         """(n, Q) of these rows."""

@@ -11,7 +11,7 @@ coordinate is shared out over 64. With steps s for the rows and t for the querie
 c · d is a product of int8 with int32 sums, without any error; q · m is known for each query. By Cauchy and Schwarz the last two
 terms are at most
 
-    E(q) = max |s c| |f|  +  max |e| |q|
+    E(q) = max |s c| |f|  +  max |e| |q|      (and what is lost where scores are rounded to float32)
 
 Both maxima are over the rows, found when they are coded (`Int8Codes.longest`, `.error`). So a row whose q · g is at least x has
 
@@ -40,6 +40,7 @@ ROWS_AT_ONCE = 2**10
 ROWS_A_PRODUCT = 2**11  # they are copied before they are multiplied, so they had better fit the cache
 LEAST_STEPS = 4e-9  # s t is at least so much: a bias below `BIAS` is then fewer than 2³⁰ of them
 BIAS = 4.0
+ROUNDED = 2.0**-22  # of a score, at most so much is lost where it, or what it is compared with, is rounded to float32
 CODED_FROM = 20_000  # rows; fewer are searched sooner in float32
 ASKED = 32  # coding takes as long as about so many queries without codes
 
@@ -99,7 +100,7 @@ class Int8Codes:
 
     Attributes:
         codes: (N, P) int8. strays: places of rows that the codes say nothing of.
-        error, longest: the largest |e| and |s c| of all other rows.
+        error, longest: the largest |e| and |s c| of all other rows. largest_bias: none of theirs is larger.
     """
 
     def __init__(self, read: Callable[[np.ndarray], np.ndarray], count: int, bias: np.ndarray | None = None):
@@ -120,9 +121,9 @@ class Int8Codes:
             self.codes[block], error[block], longest[block] = self._coded(rows)
         usual = 1.25 * self.step * (self.codes.shape[1] / 12) ** 0.5  # rounding alone leaves step / √12 a coordinate
         stray = ~(error <= usual + 2 * SLACK * (longest + error))
-        self.bias = None
+        self.bias, self.largest_bias = None, 0.0
         if bias is not None:
-            self.bias = torch.from_numpy(np.asarray(bias, np.float64))
+            self.bias, self.largest_bias = torch.from_numpy(np.asarray(bias, np.float64)), BIAS
             stray |= ~(self.bias.abs() < BIAS)
         self.is_stray = stray.numpy()
         self.strays = np.flatnonzero(self.is_stray)
@@ -165,8 +166,11 @@ class CodedQueries:
         self.codes = (exact / step).round().clamp(-LARGEST, LARGEST).nan_to_num().to(torch.int8)
         self.step = step[:, 0].numpy() * codes.step
         length, lost = exact.norm(dim=1).numpy(), (exact - step * self.codes).norm(dim=1).numpy()
+        mean = codes.mean.double().numpy()
         self.error = (codes.longest * lost + codes.error * length) * (1 + 1e-9) + 1e-12
-        self.at_mean = queries.astype(np.float64) @ codes.mean.double().numpy()
+        # and the rounding of scores and of the floor to float32
+        self.error += ROUNDED * (length * (np.linalg.norm(mean) + codes.longest + codes.error) + codes.largest_bias)
+        self.at_mean = queries.astype(np.float64) @ mean
         self.bias = None
         if codes.bias is not None:
             self.error += 0.5 * self.step

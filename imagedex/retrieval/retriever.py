@@ -12,12 +12,13 @@ import torch
 from imagedex.encoding.store import bytes_of, weights_fingerprint
 from imagedex.encoding.vectors import UNKNOWN, count_unknown, encode_texts
 from imagedex.evaluation import int8_codes
-from imagedex.evaluation.best_rows import Rows, best_rows
+from imagedex.evaluation.best_rows import Rows, best_rows, error_bound
 from imagedex.evaluation.exact import ranks_by_blocks, similarity, top_k, with_bias
 from imagedex.evaluation.rankings import Ranking, short_float
 from imagedex.modeling.processing_retrieval import SentenceProcessor
 
 QUICKER_FROM = 4096  # vectors; among fewer, float64 products of all are as quick
+VECTORS_A_FOUND = 400  # and so they are where more than one in so many is to be found
 
 
 class Retriever(ABC):
@@ -109,8 +110,7 @@ class VectorRetriever(Retriever):
 
     def search(self, queries: Sequence[str], k: int, targets: Sequence[Sequence[str]] | None = None) -> list[Ranking]:
         plain = self.encode(queries)
-        asked, searched = with_bias(plain, self.vectors, self.bias)
-        scores, rows = self._quick_top_k(plain, k) or top_k(asked, searched, k)
+        scores, rows = self._quick_top_k(plain, k) or top_k(*with_bias(plain, self.vectors, self.bias), k)
         rankings = [
             Ranking(query, [self.image_ids[row] for row in found], [short_float(score) for score in own])
             for query, found, own in zip(queries, rows.tolist(), scores.tolist(), strict=True)
@@ -120,14 +120,15 @@ class VectorRetriever(Retriever):
                 cosines = similarity(vector[None], self.vectors[found.to(vector.device)])[0]
                 ranking.cosines = [short_float(cosine) for cosine in cosines.tolist()]
         if targets is not None:
-            self.judge(rankings, targets, asked, searched, "rank")
+            self.judge(rankings, targets, *with_bias(plain, self.vectors, self.bias), "rank")
             if self.bias is not None:
                 self.judge(rankings, targets, plain, self.vectors, "cosine_rank")
         return rankings
 
     def _quick_top_k(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """What `top_k` gives, sooner; None where it would not be."""
-        if self.vectors.device.type != "cpu" or len(self.vectors) < QUICKER_FROM or not np.isfinite(self.rows.longest):
+        least = max(QUICKER_FROM, k * VECTORS_A_FOUND)
+        if self.vectors.device.type != "cpu" or len(self.vectors) < least or not self.are_numbers:
             return None  # and `top_k` says what is no number
         pay = int8_codes.pay(len(self.vectors), self.asked) and self.codes.of_use
         found = best_rows(queries.numpy(), self.rows, k, codes=self.codes if pay else None, rounded=True)
@@ -136,8 +137,12 @@ class VectorRetriever(Retriever):
 
     @cached_property
     def rows(self) -> Rows:
-        longest = float(self.vectors.double().norm(dim=1).max())
+        longest = float(self.vectors.norm(dim=1).max()) * (1 + error_bound(self.vectors.shape[1]))
         return Rows.of(self.vectors.numpy(), bias=None if self.bias is None else self.bias.numpy(), longest=longest)
+
+    @cached_property
+    def are_numbers(self) -> bool:
+        return bool(np.isfinite(self.rows.longest)) and (self.bias is None or not bool(self.bias.isnan().any()))
 
     @cached_property
     def codes(self) -> int8_codes.Int8Codes:

@@ -158,6 +158,31 @@ def test_scores_that_are_rounded_tie_by_row():
     assert [row for row, _ in found[0]] == expected
 
 
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_rounding_rules_out_no_copy_of_what_is_found(kind):
+    """Codes of copies say everything, but for what a score loses where it is rounded."""
+    one = unit(gaussian(1, 1024))
+    rows = np.repeat(one, 300, axis=0)
+    searched = Rows.of(rows)
+    codes = Int8Codes(searched.read, len(rows)) if kind == "int8" else None
+    for query in unit(one + 0.001 * gaussian(20, 1024, 3)):
+        (found,) = best_rows(query[None], searched, 10, codes=codes, rounded=True)
+        assert [row for row, _ in found] == list(range(10))
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_an_endless_bias_costs_the_other_rows_nothing(kind, monkeypatch):
+    rows, decided, products = unit(gaussian(2000, 64)), [], search.Best._products
+    bias = np.zeros(len(rows), np.float32)
+    bias[[3, 70]] = np.inf, -np.inf
+    monkeypatch.setattr(
+        search.Best, "_products", lambda self, *pairs: decided.append(len(pairs[0])) or products(self, *pairs)
+    )
+    (found,) = found_by(kind, rows, rows[5:6], 10, None, bias, None)
+    assert [row for row, _ in found[:2]] == [70, 5] and 3 not in [row for row, _ in found]
+    assert sum(decided) < 400
+
+
 def test_products_set_to_be_coarse_are_not_used():
     rows, queries = unit(gaussian(400, 64)), unit(gaussian(3, 64, 1))
     expected = found_by("float32", rows, queries, 5, None, None, None)

@@ -1,5 +1,6 @@
 """The search for identifiers against `generate` with the same constraint, and against loops over tokens."""
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -173,6 +174,29 @@ def test_adapters_count(build, picture_batch, monkeypatch, target):
     assert_same(rank_identifiers(model, alone, inputs, 2), by_generate(monkeypatch, model, alone, inputs, 2))
 
 
+def test_hooks_count(build, picture_batch, monkeypatch):
+    """Among them accelerate's, which fetches weights when they are needed."""
+    model, inputs, identifiers = build("gated, untied"), texts(picture_batch, "right"), identifiers_of("naive")
+    hook = model.lm_head.register_forward_hook(lambda layer, states, logits: logits / 3)
+    for beams in (1, 4):
+        expected = by_generate(monkeypatch, model, identifiers, inputs, beams)
+        assert_same(rank_identifiers(model, identifiers, inputs, beams), expected)
+    hook.remove()
+    expected = rank_identifiers(model, identifiers, inputs, 4)
+    offloaded = accelerate.cpu_offload(model, execution_device="cpu")
+    assert_same(rank_identifiers(offloaded, identifiers, inputs, 4), expected)
+
+
+def test_each_part_is_left_in_the_mode_it_was_in(build, picture_batch):
+    model = build("t5").train()
+    model.encoder.eval()
+    modes = [module.training for module in model.modules()]
+    inputs = texts(picture_batch, "right")
+    found = [rank_identifiers(model, identifiers_of("rq"), inputs, 4)[0] for _ in range(2)]
+    assert torch.equal(*found)  # no dropout
+    assert [module.training for module in model.modules()] == modes
+
+
 def passes(monkeypatch, *args, **kwargs):
     """(B, R, L) of the tokens that each pass of the decoder takes."""
     shapes, call = [], BeamDecoder.__call__
@@ -252,3 +276,43 @@ def test_other_models_are_searched_by_generate_and_it_is_said(build, picture_bat
     assert len(said) == 1 and "Wrapped is no T5ForConditionalGeneration" in said[0]
     with pytest.raises(ValueError, match="children"):
         rank_identifiers(Wrapped(), identifiers, inputs, 4, over="children")
+
+
+def plain_search(model, whole, ids, beams, over):
+    """One query, one beam, one token at a time: {identifier's row: score}, best first."""
+
+    def following(prefix):
+        siblings = sorted({other[len(prefix)] for other in whole if other[: len(prefix)] == prefix})
+        with torch.no_grad():
+            logits = model(input_ids=ids, decoder_input_ids=torch.tensor([[0, *prefix]])).logits[0, -1]
+        scores = logits.log_softmax(0)[siblings] if over == "vocabulary" else logits[siblings].log_softmax(0)
+        return zip(siblings, scores.tolist(), strict=True)
+
+    alive, found = {(): 0.0}, {}
+    while alive:
+        reached = {(*way, token): score + gain for way, score in alive.items() for token, gain in following(way)}
+        best = sorted(reached, key=reached.get, reverse=True)[: 2 * beams]
+        found |= {way: reached[way] for way in best[:beams] if way[-1] == EOS}
+        alive = {way: reached[way] for way in best if way[-1] != EOS}
+        alive = dict(list(alive.items())[:beams])
+    return {whole.index(way): found[way] for way in sorted(found, key=found.get, reverse=True)[:beams]}
+
+
+@pytest.mark.parametrize("over", ["vocabulary", "children"])
+def test_few_beams_among_ways_of_different_lengths(picture_batch, over):
+    """One query's beams end, or have one way on, where other nodes of their depth have many."""
+    wide = [[4, 10 + first, 20 + second, 40 + third] for first in range(4) for second in range(3) for third in range(2)]
+    sequences = [*wide, [5], [6, 12, 35, 50], [6, 12, 35, 51]]
+    identifiers, whole = identifiers_of("semantic", sequences), [(*own, EOS) for own in sequences]
+    ids = picture_batch["input_ids"].clamp(min=2)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model = spread(T5ForConditionalGeneration(T5Config(**T5 | KINDS["gated, untied"], decoder_start_token_id=0)))
+        for beams in (1, 2, 3):
+            scores, rows = rank_identifiers(model, identifiers, {"input_ids": ids}, beams, over=over)
+            for query, own in enumerate(ids):
+                expected = plain_search(model, whole, own[None], beams, over)
+                assert [row for row in rows[query].tolist() if row >= 0] == list(expected)
+                torch.testing.assert_close(
+                    scores[query, : len(expected)], torch.tensor(list(expected.values())), atol=1e-4, rtol=0
+                )
