@@ -58,6 +58,8 @@ def test_two_processes_train_and_judge_as_one_does(launch, flickr_folder, tmp_pa
     assert len(losses) == 12 and losses[0] > losses[-1]
     found, found_losses, found_weights = what_a_run_left(tmp_path / "two")
     assert found.pop("eval_loss") == pytest.approx(results.pop("eval_loss"), abs=1e-4)
+    for name in ("eval_codebook_perplexity", "eval_codebook_usage"):  # means over batches, which are others here
+        assert found.pop(name) > 0 and results.pop(name) > 0
     assert found == results
     assert found_losses == pytest.approx(losses, abs=1e-3)
     for name, weight in weights.items():
