@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from imagedex.identifiers.generative_model import load_generative
 from imagedex.modeling import GENERATIVE
 from imagedex.modeling.constrained_decoding import identifier_steps, score_identifiers
 from imagedex.modeling.identifier_paths import Step, identifier_paths
 from imagedex.modeling.identifiers import Identifiers
-from imagedex.retrieval.generative import GenerativeRetriever, load_generative
+from imagedex.retrieval.generative import GenerativeRetriever
 
 EOS = 1
 

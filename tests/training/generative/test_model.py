@@ -85,7 +85,7 @@ def test_a_config_gives_the_sizes_and_the_tokenizer_the_words(tmp_path):
     config = CodebookT5Config(**T5, vocab_size=999, vision_config=VIT | {"model_type": "vit"}, num_visual_tokens=4)
     config.save_pretrained(tmp_path / "config")
     model_args, t5_args = ModelArguments(config_name=str(tmp_path / "config")), T5Arguments()
-    assert check_model(model_args, t5_args) == "codebook_t5"
+    assert check_model(model_args, t5_args, 16) == "codebook_t5"
     processor = processor_of(model_args, t5_args, 16, ["a red dog"])
     model = build_model(model_args, t5_args, "codebook_t5", processor)
     assert model.config.vocab_size == model.config.num_codebook_words == len(processor.tokenizer) < 999
