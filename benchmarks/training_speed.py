@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from compare_losses import ROOT, write
+from compare_losses import ROOT, read, write
 from encode_pictures import draw_pictures
 from gradient_cache_memory import hardware
 
@@ -115,7 +115,7 @@ def our_command(pair: str, folder: Path, epochs: int, output: Path) -> list:
     return [
         sys.executable, ROOT / "run_dsi.py", "--model_type", "t5", "--text_model_name_or_path", folder / "t5", *shared,
         "--per_device_train_batch_size", 64, "--per_device_eval_batch_size", 64, "--num_beams", 10, "--max_memorised_samples", 0,
-        "--learning_rate", 3e-4, "--identifier_rows", "random",
+        "--learning_rate", 3e-4, "--identifier_rows", "random", "--caption_prompt", "",
     ]  # fmt: skip
 
 
@@ -298,7 +298,7 @@ def main():
         prepare(Path(folder), args.pictures, args.size)
         rows = [row for pair in args.pair for row in compare(pair, Path(folder), args)]
     path = args.results_dir / f"training_speed-{hardware()}.csv"
-    write(path, COLUMNS, rows)
+    write(path, COLUMNS, [*(row for row in read(path) if row["pair"] not in args.pair), *rows])
     print(path)
 
 
