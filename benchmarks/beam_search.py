@@ -1,6 +1,6 @@
 """The search for identifiers against the floor, transformers' `generate` and our LogitsProcessor in `generate`.
 
-    python benchmarks/beam_search.py              # half an hour on two cores; a GPU when there is one
+    python benchmarks/beam_search.py              # minutes on two cores; a GPU when there is one
     python benchmarks/beam_search.py --small      # a minute: 4 queries, 5,000 identifiers
 
 A T5 of t5-small's size with random weights answers the same queries in each way, from what its encoder gave, in turns. The floor

@@ -1,6 +1,6 @@
 """Encoding a folder of pictures: a gallery, sentence-transformers with the same weights, and the tower's bare forward pass.
 
-    python benchmarks/encode_pictures.py                       # ViT-B/16 at 224, JPEGs of 640 x 480: ten minutes on two cores
+    python benchmarks/encode_pictures.py                       # ViTs at 224, JPEGs of 640 x 480
     python benchmarks/encode_pictures.py --tower vit_b32 vit_s16 --pictures 512
 
 The weights are random, which costs as much as trained ones. All three encode the same pictures in one process, in turn,

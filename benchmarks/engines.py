@@ -2,7 +2,7 @@ r"""The engines of a gallery on made vectors: times, and the share of the true t
 
     python benchmarks/engines.py --size 20000 --engines exact faiss milvus --whole   # the same ranking; two minutes
     python benchmarks/engines.py --size 50000                                        # two minutes
-    python benchmarks/engines.py --size 1000000                                      # 5 GB of disk, half an hour on two cores
+    python benchmarks/engines.py --size 1000000                                      # a million
 
 Vectors are clustered (around as many middles as the root of their number, at a cosine of about 0.7) or random, which is the worst
 case: there are no clusters to be found. Questions are sentences, drawn at a cosine of 0.3 from a picture in the directions in

@@ -1,13 +1,13 @@
 """Exact search by int8 codes beside what one would take instead, on the same vectors and in the same run.
 
     pip install faiss-cpu usearch
-    python benchmarks/exact_search.py                                      # an hour on two cores, 8 GiB
-    python benchmarks/exact_search.py --rows 50000 --repeats 3             # a minute, to try it
+    python benchmarks/exact_search.py                                      # a million
+    python benchmarks/exact_search.py --rows 50000 --repeats 3             # to try it
 
 Two kinds of vectors of 384 numbers: at random on the sphere, and clustered ones, uneven in their directions and around a common
 mean, as sentence encoders give them. Every repeat asks each engine in turn; each time is compared with that of torch's float32
 product with topk in the same repeat: the medians, lowest and highest of the ratios. Recall is of the 10 best by float64 products.
-usearch's graph takes most of the hour. `--without` says which engines to leave out, by default FAISS's graph and usearch's exact
+usearch's graph takes most of the time. `--without` says which engines to leave out, by default FAISS's graph and usearch's exact
 search, which takes twenty seconds for 1,000 queries in 50,000 rows.
 """
 

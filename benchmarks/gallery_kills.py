@@ -1,6 +1,6 @@
 r"""A gallery that is killed on the way and continued, or made by two processes, against one that is not: the same bytes?
 
-    python benchmarks/gallery_kills.py                                 # 20,000 pictures: a quarter of an hour on two cores
+    python benchmarks/gallery_kills.py                                 # 20,000 pictures
     python benchmarks/gallery_kills.py --pictures 2500 --kills 2       # to try it
 
 Pictures of 160 x 120 pixels are drawn into a folder and indexed by the real command with a small XMatchingModel (random weights,

@@ -1,7 +1,7 @@
 """What a question costs as the gallery grows, from 1,000 to 1,000,000 pictures: time and memory, on one plot.
 
     pip install faiss-cpu usearch
-    python benchmarks/gallery_size.py                                      # half an hour on two cores, 12 GiB
+    python benchmarks/gallery_size.py                                      # up to a million
     python benchmarks/gallery_size.py --sizes 1000 10000 --repeats 3       # a minute, to try it
 
 Vectors are clustered ones of 384 numbers, searched as in `benchmarks/exact_search.py`. The generative model is a T5 with random

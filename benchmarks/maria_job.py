@@ -1,6 +1,6 @@
 r"""Maria's job at its size: pictures from 500,000 for a million dialogues, in constant memory, killed and continued.
 
-    python benchmarks/maria_job.py                                          # some 25 minutes on two quiet cores
+    python benchmarks/maria_job.py                                          # her size: long
     python benchmarks/maria_job.py --dialogues 20000 --pictures 20000       # to try it
 
 Neither Open Images nor the Reddit corpus is needed. Dialogues are drawn, three turns and a response on a line, separated by tabs

@@ -1,6 +1,6 @@
 r"""Fifty visitors at once: how long the page and the JSON endpoint make them wait, and what the server holds in memory.
 
-    python benchmarks/page_load.py                                   # 3 minutes: 50 visitors, 100,000 pictures
+    python benchmarks/page_load.py                                   # 50 visitors, 100,000 pictures
     python benchmarks/page_load.py --users 8 --seconds 5 --pictures 2000
     python benchmarks/page_load.py --pictures 1000000 --model DIR    # another dual encoder
 

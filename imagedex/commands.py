@@ -77,6 +77,7 @@ def index_parser() -> Parser:
 def index(argv: list[str]) -> None:
     """imagedex index PHOTOS --gallery G"""
     args = index_parser().parse_args(argv)
+    check_sources(args.sources)  # before a model is looked for, which may be downloaded
     gallery = opened(required(args.gallery, "--gallery"), args, args.vector_type)
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes that `accelerate launch` starts, one speaks
     options = {name: getattr(args, name) for name in ("batch_size", "num_workers", "image_column", "image_dir")}
@@ -153,7 +154,12 @@ def search(argv: list[str]) -> None:
     parts = read_parts(words)
     if args.photos and args.gallery:
         raise UserError("--photos and --gallery: give one or the other")
-    gallery = opened(args.gallery or cached_gallery(required(args.photos, "--gallery", "--photos"), args.model), args)
+    if args.gallery:
+        folder = existing(args.gallery)
+    else:
+        check_sources([required(args.photos, "--gallery", "--photos")])
+        folder = cached_gallery(args.photos, args.model)
+    gallery = opened(folder, args)
     if args.photos:
         changes = gallery.add(args.photos, num_workers=default_workers(), progress=True)
         say_what_is_left_out(changes)
@@ -205,12 +211,7 @@ def export_parser() -> Parser:
 def export(argv: list[str]) -> None:
     """imagedex export --gallery G --to vectors.parquet"""
     args = export_parser().parse_args(argv)
-    folder = required(args.gallery, "--gallery")
-    if not (Path(folder).expanduser() / "catalog.parquet").is_file():
-        raise UserError(
-            f"--gallery {folder}: there is no gallery; make one with: imagedex index PHOTOS --gallery {folder}"
-        )
-    written = opened(folder, args).export(args.to, progress=True)
+    written = opened(existing(required(args.gallery, "--gallery")), args).export(args.to, progress=True)
     print(f"{written} pictures: {args.to}")
 
 
@@ -238,10 +239,13 @@ def serve(argv: list[str]) -> None:
         from imagedex.page.server import serve as run_server
     except ImportError as error:
         raise UserError(f"the page needs an extra ({error.name} is missing): pip install 'imagedex[demo]'") from error
-    galleries = [opened(required(args.gallery, "--gallery"), args)]
+    folders = [existing(required(args.gallery, "--gallery"))]
+    if args.second:
+        folders.append(existing(args.second, "--second"))
+    galleries = [opened(folders[0], args)]
     if args.second:
         args.model = args.engine = None
-        galleries.append(opened(args.second, args))
+        galleries.append(opened(folders[1], args))
     for gallery in galleries:
         if not len(gallery):
             raise UserError(f"the gallery {gallery.folder} holds no picture; fill it with: imagedex index PHOTOS")
@@ -281,6 +285,25 @@ def required(value: str | None, *flags: str) -> str:
     if not value:
         raise UserError(f"which pictures? Give {' or '.join(flags)}")
     return value
+
+
+def existing(folder: str, flag: str = "--gallery") -> str:
+    """Raises `UserError` where there is none: `Gallery.open` would begin one, and look for a model first."""
+    if not (Path(folder).expanduser() / "catalog.parquet").is_file():
+        raise UserError(
+            f"{flag} {folder}: there is no gallery, so it holds no picture; make one with: "
+            f"imagedex index PHOTOS --gallery {folder}"
+        )
+    return folder
+
+
+def check_sources(given: list[str]) -> None:
+    """Raises `UserError` for a folder or file that is not there."""
+    from imagedex.gallery import scanning, tables
+
+    for source in given:
+        if not source.startswith(tables.HUB):
+            scanning.check_source(source)
 
 
 def cached_gallery(photos: str, model: str | None) -> Path:

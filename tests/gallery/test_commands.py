@@ -78,6 +78,10 @@ def test_photos_without_a_gallery_are_indexed_into_the_cache(run, photos, tiny_x
         (["search"], "the following arguments are required: PART"),
         (["search", "dog"], "which pictures? Give --gallery or --photos"),
         (["search", "dog", "--gallery", "nowhere", "--model", "TINY"], "holds no picture"),
+        (["search", "dog", "--gallery", "nowhere"], "--gallery nowhere: there is no gallery"),  # not: no such model
+        (["serve", "--gallery", "G", "--second", "nowhere"], "--second nowhere: there is no gallery"),
+        (["index", "nowhere", "--gallery", "new"], "there is no such folder or file"),
+        (["search", "dog", "--photos", "nowhere"], "there is no such folder or file"),
         (["search", "dog", "--gallery", "G", "--top_k", "0"], "is no number from 1 on"),
         (["search", "dog", "--gallery", "G", "--photos", "P"], "give one or the other"),
         (["search", "-", "dog", "--gallery", "G"], "not only what is to be taken off"),
