@@ -12,7 +12,6 @@ from imagedex.evaluation.rankings import Ranking, short_float
 from imagedex.identifiers.generative_model import GenerativeModel
 from imagedex.metrics.hits_at_k.hits_at_k import rank_from_list
 from imagedex.modeling.constrained_decoding import rank_identifiers
-from imagedex.modeling.identifier_paths import Step, identifier_paths
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.retrieval.retriever import Retriever, tokenizer_settings
 
@@ -85,14 +84,6 @@ class GenerativeRetriever(Retriever):
                 rankings[row].images = images
                 rankings[row].scores = [short_float(score) for score in own_scores[: len(images)]]
         return rankings
-
-    def paths(self, query: str, image_ids: Sequence[str]) -> list[list[Step]]:
-        """How the identifiers of these pictures are written for a query, see `identifier_paths`."""
-        tokens, _ = self.parts.processor.tokens([query])
-        inputs = self.parts.processor.tokenizer.pad(dict(tokens), return_tensors="pt").to(self.parts.model.device)
-        return identifier_paths(
-            self.parts.model, self.identifiers, dict(inputs), image_ids, self.parts.processor.tokenizer
-        )
 
     def search(self, queries: Sequence[str], k: int, targets: Sequence[Sequence[str]] | None = None) -> list[Ranking]:
         return judged(self.candidates(queries), k, targets)

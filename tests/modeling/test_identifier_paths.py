@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from imagedex.identifiers.generative_model import load_generative
+from imagedex.gallery.identified import IdentifierModel
 from imagedex.modeling import GENERATIVE
 from imagedex.modeling.constrained_decoding import identifier_steps, score_identifiers
 from imagedex.modeling.identifier_paths import Step, identifier_paths
@@ -84,10 +84,10 @@ def test_a_model_s_own_paths_sum_to_the_scores_it_answers_with(save_generative, 
 
 def test_the_paths_of_a_plain_t5_and_of_several_queries(save_generative, tmp_path):
     names = [f"{number}.jpg" for number in range(9)]
-    parts = load_generative(str(save_generative(tmp_path / "model", "t5", "naive", names)))
-    retriever = GenerativeRetriever("t5", parts, num_beams=9)
-    ranking = retriever.candidates(["the left side is blue"])[0]
-    paths = retriever.paths("the left side is blue", ranking.images)
+    asked = IdentifierModel(str(save_generative(tmp_path / "model", "t5", "naive", names)), "cpu", False, None)
+    parts = asked.parts
+    ranking = GenerativeRetriever("t5", parts, num_beams=9).candidates(["the left side is blue"])[0]
+    paths = asked.paths("the left side is blue", ranking.images)
     assert [sum(step.log_prob for step in path) for path in paths] == pytest.approx(ranking.scores, abs=1e-4)
 
     inputs = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 5]]), "attention_mask": torch.ones(2, 3, dtype=torch.long)}
