@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from imagedex.evaluation.int8_codes import ROUNDED, CodedQueries, Int8Codes, float32_is_coarse
+from imagedex.evaluation.int8_codes import HEAD_QUERIES, ROUNDED, CodedQueries, Int8Codes, float32_is_coarse
 
 QUERIES_AT_ONCE = 256  # products of more leave the processor's cache before they are compared
 BLOCK_SCORES = 2**18
@@ -26,6 +26,10 @@ _CROWDED, _GIVE_UP = (
     1 / 16,
     4,
 )  # where codes leave so large a share of a block, float32 is quicker; after so many blocks, for good
+HEADS_AT_ONCE = 2**20
+_HEADS_CROWDED = 1 / 2  # where heads leave so large a share, they are not looked at any more
+
+Places = range | np.ndarray  # ascending
 
 
 def error_bound(size: int) -> float:
@@ -195,12 +199,11 @@ def likely(scores: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
 class Search:
     """One search of some queries."""
 
-    def __init__(
-        self, rows: Rows, queries: np.ndarray, k: int, places: np.ndarray, codes: Int8Codes | None, rounded: bool
-    ):
+    def __init__(self, rows: Rows, queries: np.ndarray, k: int, places: Places, codes: Int8Codes | None, rounded: bool):
         self.places, self.best = places, Best(rows, queries, k, rounded)
         self.floats, self.crowded = self.best.floats, 0
         self.codes = None if codes is None else CodedQueries(codes, queries)
+        self.heads = self.codes is not None and codes.rest is not None and len(queries) <= HEAD_QUERIES
         self.step = min(MOST_ROWS, max(GROUP, BLOCK_SCORES // len(queries)))
         self.pending: list[tuple[np.ndarray, np.ndarray]] = []
         self.waiting, self.least = 0, {}
@@ -212,10 +215,11 @@ class Search:
             strays = strays[_among(strays, self.places)]
             for start in range(0, len(strays), self.step):
                 self._look(strays[start : start + self.step])
-        for start in range(0, len(self.places), self.step):
-            block = self.places[start : start + self.step]
-            if not (self.codes and self.crowded < _GIVE_UP and self._look_at_codes(block)):
-                self._look(block[~self.codes.rows.is_stray[block]] if self.codes else block)
+        for block in _blocks(self.places, HEADS_AT_ONCE if self.heads else len(self.places)):
+            for part in _blocks(self._look_at_heads(block) if self.heads else block, self.step):
+                if not (self.codes and self.crowded < _GIVE_UP and self._look_at_codes(part)):
+                    part = np.asarray(part)
+                    self._look(part[~self.codes.rows.is_stray[part]] if self.codes else part)
         self._decide()
         return self.best.answers()
 
@@ -223,29 +227,43 @@ class Search:
         """The k-th best among rows from everywhere: neighbours on disk may be alike."""
         best = self.best
         count = min(len(self.places), max(4 * best.k, min(DRAWN, len(self.places) // 16)))
-        drawn = self.places[np.linspace(0, len(self.places) - 1, count).astype(np.int64)]
-        row, query = likely((self.codes or self.floats).scores(drawn), best.k)
+        drawn = _at(self.places, np.linspace(0, len(self.places) - 1, count).astype(np.int64))
+        self._raise_floor(drawn, (self.codes or self.floats).scores(drawn), best.k)
+
+    def _raise_floor(self, places: Places, scores: torch.Tensor, count: int) -> None:
+        """By `count` of these rows for each query, which are not added: they will be found once more."""
+        best, (row, query) = self.best, likely(scores, count)
         known = Best(best.rows, self.floats.narrow, best.k, best.rounded)
-        known.add(query, drawn[row])
-        best.floor = known.floor
+        known.add(query, _at(places, row))
+        best.floor, self.least = np.fmax(best.floor, known.floor), {}
 
-    def _least(self, quick: FloatScores | CodedQueries) -> torch.Tensor:
-        if quick not in self.least:
-            self.least[quick] = quick.least(self.best.floor)
-        return self.least[quick]
+    def _least(self, least: Callable[[np.ndarray], torch.Tensor]) -> torch.Tensor:
+        """For the floor as it is now."""
+        if least not in self.least:
+            self.least[least] = least(self.best.floor)
+        return self.least[least]
 
-    def _look_at_codes(self, block: np.ndarray) -> bool:
+    def _look_at_codes(self, block: Places) -> bool:
         """False, and nothing done, where codes leave too many rows."""
-        row, query = above(self.codes.scores(in_turn(block)), self._least(self.codes))
-        if len(row) > _CROWDED * len(block) * len(self.best.queries):
+        row, query = above(self.codes.scores(in_turn(block)), self._least(self.codes.least))
+        if len(row) > _CROWDED * self.step * len(self.best.queries):
             self.crowded += 1
             return False
-        coded = ~self.codes.rows.is_stray[block[row]]
-        self._found(block[row[coded]], query[coded])
+        row = _at(block, row)
+        coded = ~self.codes.rows.is_stray[row]
+        self._found(row[coded], query[coded])
         return True
 
+    def _look_at_heads(self, block: Places) -> Places:
+        """The rows that their heads do not rule out; all, and no heads from now on, where these rule out too few."""
+        scores = self.codes.head_scores(in_turn(block))
+        self._raise_floor(block, scores, 4 * self.best.k)
+        row = np.flatnonzero((scores >= self._least(self.codes.head_least)).any(1).numpy())
+        self.heads = len(row) <= _HEADS_CROWDED * len(block)
+        return _at(block, row) if self.heads else block
+
     def _look(self, block: np.ndarray) -> None:
-        row, query = above(self.floats.scores(block), self._least(self.floats))
+        row, query = above(self.floats.scores(block), self._least(self.floats.least))
         self._found(block[row], query)
 
     def _found(self, row: np.ndarray, query: np.ndarray) -> None:
@@ -260,14 +278,26 @@ class Search:
         self.pending, self.waiting, self.least = [], 0, {}
 
 
-def _among(some: np.ndarray, places: np.ndarray) -> np.ndarray:
+def _among(some: np.ndarray, places: Places) -> np.ndarray:
     """(n,) whether ascending places hold each of some."""
+    if isinstance(places, range):
+        return (some >= places.start) & (some < places.stop)
     at = np.searchsorted(places, some)
     return places[np.minimum(at, len(places) - 1)] == some
 
 
-def in_turn(places: np.ndarray) -> np.ndarray | slice:
+def _blocks(places: Places, size: int) -> list[Places]:
+    return [places[start : start + size] for start in range(0, len(places), size)]
+
+
+def _at(places: Places, number: np.ndarray) -> np.ndarray:
+    return number + places.start if isinstance(places, range) else places[number]
+
+
+def in_turn(places: Places) -> np.ndarray | slice:
     """A slice where places follow each other: a view, no copy."""
+    if isinstance(places, range):
+        return slice(places.start, places.stop)
     in_turn = len(places) and (np.diff(places) == 1).all()
     return slice(int(places[0]), int(places[-1]) + 1) if in_turn else places
 
@@ -288,7 +318,7 @@ def best_rows(
         codes: of these rows, with their bias; None: float32 products choose.
         rounded: scores are compared after they have been rounded to float32.
     """
-    places = np.arange(len(rows)) if allowed is None else np.flatnonzero(allowed)
+    places = range(len(rows)) if allowed is None else np.flatnonzero(allowed)
     if not len(places):
         return [[] for _ in queries]
     queries = np.ascontiguousarray(queries, np.float32)

@@ -60,7 +60,22 @@ ROWS = {
     "no unit vectors": lambda: (gaussian(300, 64) * 10.0 ** np.random.default_rng(1).uniform(-3, 3, (300, 1))).astype("f4"),
     "numbers that are none": lambda: np.where(np.arange(300)[:, None] % 50 == 7, np.nan, unit(gaussian(300, 64))).astype("f4"),
     "a single row": lambda: unit(gaussian(1, 64)),
+    "a spectrum": lambda: unit(gaussian(400, 300) * np.arange(1, 301) ** -0.7),
+    "a spectrum and what is outside it": lambda: unit(
+        np.concatenate([gaussian(400, 300) * np.arange(1, 301) ** -0.7, gaussian(20, 300)])
+    ),
 }  # fmt: skip
+
+
+@pytest.fixture
+def heads_everywhere(monkeypatch):
+    """Heads of all rows that have more than 64 numbers, whatever they rule out, for all queries."""
+    monkeypatch.setattr(search, "HEAD_QUERIES", 7)
+    monkeypatch.setattr(search, "_HEADS_CROWDED", 1)
+    monkeypatch.setattr(search, "HEADS_AT_ONCE", 150)
+    monkeypatch.setattr(int8_codes, "HEADS_A_PRODUCT", 100)
+    monkeypatch.setattr(int8_codes, "WIDE", int8_codes.HEAD + 1)
+    monkeypatch.setattr(int8_codes, "SMALL_REST", 2)
 
 
 def in_a_loop(products, k, names, bias, allowed):
@@ -84,13 +99,15 @@ def queries_for(rows):
 def found_by(kind, rows, queries, k, names, bias, allowed):
     longest = float(np.nanmax(np.linalg.norm(rows.astype(np.float64), axis=1)))
     searched = Rows.of(rows, names=names, bias=bias, longest=longest)
-    codes = Int8Codes(searched.read, len(rows), bias) if kind == "int8" else None
+    codes = Int8Codes(searched.read, len(rows), bias) if kind != "float32" else None
     return best_rows(queries, searched, k, allowed, codes)
 
 
-@pytest.mark.parametrize("kind", ["float32", "int8"])
+@pytest.mark.parametrize("kind", ["float32", "int8", "heads"])
 @pytest.mark.parametrize("name", ROWS)
-def test_the_best_rows_are_those_of_float64_products(name, kind):
+def test_the_best_rows_are_those_of_float64_products(name, kind, request):
+    if kind == "heads":
+        request.getfixturevalue("heads_everywhere")
     rows = ROWS[name]()
     rng = np.random.default_rng(5)
     names = [f"{number:04}" for number in rng.permutation(len(rows))]
@@ -105,7 +122,7 @@ def test_the_best_rows_are_those_of_float64_products(name, kind):
     for k in (1, 10, len(rows) + 5):
         for bias in biases:
             allowed = rng.random(len(rows)) < (0.4 if k == 10 else 1.1)
-            found = found_by(kind, rows, queries, k, names, bias, allowed)
+            found = found_by(kind, rows, queries, k, names, bias, None if allowed.all() else allowed)
             assert found == [in_a_loop(own, k, names, bias, allowed) for own in products]
 
 
@@ -135,6 +152,33 @@ def test_no_product_of_codes_misses_by_more_than_the_bound(name):
     assert codes.is_stray[0] or (coded.scores(slice(0, 1)).numpy()[0] >= least).all()
 
 
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "numbers that are none"])
+def test_no_head_rules_out_more_than_the_bound_allows(name, heads_everywhere):
+    rows = ROWS[name]()
+    bias = np.random.default_rng(2).normal(size=len(rows)).astype(np.float32)
+    for own in (None, bias):
+        codes = Int8Codes(lambda places: rows[places], len(rows), own)
+        if codes.rest is None:
+            assert rows.shape[1] <= int8_codes.HEAD or (rows == rows[0]).all()
+            return
+        queries = queries_for(rows)
+        coded = CodedQueries(codes, queries)
+        true = rows.astype(np.float64) @ queries.astype(np.float64).T - (0 if own is None else own[:, None])
+        scores = coded.head_scores(slice(0, len(rows))).numpy()
+        for row in np.flatnonzero(~codes.is_stray):  # were it the floor, the row itself would be kept
+            assert (scores[row] >= coded.head_least(true[row]).numpy()).all()
+
+
+def test_heads_rule_out_nearly_all_rows_of_a_spectrum_and_do_not_exist_without_one():
+    rows = ROWS["a spectrum"]()
+    codes = Int8Codes(lambda places: rows[places], len(rows))
+    coded = CodedQueries(codes, rows[:1])
+    kept = coded.head_scores(slice(0, len(rows))) >= coded.head_least(np.array([0.9]))
+    assert kept[0] and kept.sum() < 40
+    even = unit(gaussian(2000, 300))
+    assert Int8Codes(lambda places: even[places], len(even)).rest is None
+
+
 def test_strays_are_few_among_usual_vectors_and_all_where_codes_are_of_no_use():
     usual, odd = unit(gaussian(5000, 128)), turned_back(128)[:3]
     assert len(Int8Codes(lambda places: usual[places], len(usual)).strays) < 25
@@ -143,7 +187,17 @@ def test_strays_are_few_among_usual_vectors_and_all_where_codes_are_of_no_use():
     assert not Int8Codes(lambda places: np.full((len(places), 8), np.nan, np.float32), 100).of_use
 
 
-def test_the_rotation_keeps_products_and_shares_out_what_is_large():
+def test_the_rotation_turns_to_the_largest_directions_first_and_keeps_products():
+    rows = torch.from_numpy(gaussian(500, 300) * np.arange(1, 301)[::-1].copy() ** 0.5)
+    turn = int8_codes.directions(rows)
+    torch.testing.assert_close(turn @ turn.T, torch.eye(300, dtype=torch.float64), atol=1e-12, rtol=0)
+    head = (rows @ turn)[:, : int8_codes.HEAD]
+    lengths = rows / rows.norm(dim=1, keepdim=True)
+    best = torch.linalg.svd(lengths, full_matrices=False).S[: int8_codes.HEAD] ** 2
+    torch.testing.assert_close((head / rows.norm(dim=1, keepdim=True)).square().sum(), best.sum())
+
+
+def test_flipping_and_mixing_keeps_products_and_shares_out_what_is_large():
     left, right = torch.from_numpy(gaussian(5, 100)), torch.from_numpy(gaussian(6, 100, 1))
     torch.testing.assert_close(int8_codes.turned(left) @ int8_codes.turned(right).T, left @ right.T)
     assert int8_codes.turned(torch.eye(100)).abs().max() <= 0.126
