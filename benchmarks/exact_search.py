@@ -84,7 +84,9 @@ def imagedex(vectors: np.ndarray, coded: bool):
     def search(queries: np.ndarray) -> np.ndarray:
         return np.array([[row for row, _ in own] for own in best_rows(queries, rows, K, codes=codes)])
 
-    return search, codes.codes.nbytes if coded else vectors.nbytes
+    if not coded:
+        return search, vectors.nbytes
+    return search, codes.codes.nbytes + (codes.rest.nbytes if codes.rest is not None else 0)
 
 
 def faiss_engine(vectors: np.ndarray, kind: str):

@@ -277,8 +277,9 @@ def share(text: str) -> float:
 
 
 def default_workers() -> int:
-    """One core encodes; the others decode."""
-    return max(0, min(8, (os.cpu_count() or 1) - 1))
+    """Processes that decode. One core encodes; the others decode; on two, a thread does (`read_ahead`), which starts at once."""
+    cores = os.cpu_count() or 1
+    return 0 if cores <= 2 else min(8, cores - 1)
 
 
 def required(value: str | None, *flags: str) -> str:

@@ -7,6 +7,7 @@ precision, so that dot products are cosines.
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -145,12 +146,22 @@ def picture_batches(
         collate_fn=_Preprocess(image_processor),
         pin_memory=torch.cuda.is_available(),
     )
-    for rows, (inputs, bad) in zip(batches, loader, strict=True):
+    for rows, (inputs, bad) in zip(batches, loader if num_workers else read_ahead(loader), strict=True):
         if bad and unreadable is None:
             raise UserError(f"cannot read the picture {next(iter(bad.values()))}")
         for place, reason in bad.items():
             unreadable[rows[place]] = reason
         yield inputs
+
+
+def read_ahead(batches: Iterable) -> Iterator:
+    """The same, each got in a thread while the one before it is used: decoding and resizing leave Python's lock alone."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting, end = iter(batches), object()
+        coming = thread.submit(next, waiting, end)
+        while (batch := coming.result()) is not end:
+            coming = thread.submit(next, waiting, end)
+            yield batch
 
 
 def unit_vectors(output) -> torch.Tensor:

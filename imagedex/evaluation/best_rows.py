@@ -2,7 +2,8 @@
 
 The k-th best true score that is known so far is a floor under the true k-th best. A quick product that misses the true one by at
 most E can rule out a row whose quick score is below the floor less E. Whoever is left is multiplied in float64, the floor rises,
-and so on, block by block of rows. The scores of all rows are never held together.
+and so on, block by block of rows. The scores of all rows are never held together. For a single query the first coordinates of the
+codes rule out most rows before the codes themselves are read.
 
 Quick products are of int8 codes (`imagedex.evaluation.int8_codes`) or of float32 numbers. A float32 product of two vectors with D
 numbers, summed in any order, misses the true one by at most D · 2⁻²⁴ / (1 - D · 2⁻²⁴) times the product of their lengths.
@@ -25,7 +26,7 @@ PENDING = 32  # pairs a query that are found before they are decided
 _CROWDED, _GIVE_UP = (
     1 / 16,
     4,
-)  # where codes leave so large a share of a block, float32 is quicker; after so many blocks, for good
+)  # where codes leave so large a share of a full block, float32 is quicker; after so many blocks, for good
 HEADS_AT_ONCE = 2**20
 _HEADS_CROWDED = 1 / 2  # where heads leave so large a share, they are not looked at any more
 
@@ -83,7 +84,7 @@ class FloatScores:
         largest = float(biases.max(initial=0.0, where=np.isfinite(biases)))  # taken off, infinity is exact
         # and the rounding of a score less its bias, and of the floor
         reach = lengths * rows.longest
-        self.error = error_bound(queries.shape[1]) * reach + ROUNDED * (reach + largest)
+        self.error = error_bound(queries.shape[1]) * reach + ROUNDED * (reach + largest) + 1e-12
 
     def scores(self, places: np.ndarray) -> torch.Tensor:
         """(n, Q) of these rows."""
@@ -159,7 +160,7 @@ class Best:
         if self.rows.names is None:  # they stand by row already
             return ordered
         for number, own in enumerate(ordered):
-            if (np.diff(self.score[own]) == 0).any():
+            if (self.score[own][1:] == self.score[own][:-1]).any():
                 name = [self.rows.names[row] for row in self.row[own]]
                 order = sorted(range(len(own)), key=lambda at, own=own, name=name: (-self.score[own[at]], name[at]))
                 ordered[number] = own[order]
@@ -231,7 +232,7 @@ class Search:
         self._raise_floor(drawn, (self.codes or self.floats).scores(drawn), best.k)
 
     def _raise_floor(self, places: Places, scores: torch.Tensor, count: int) -> None:
-        """By `count` of these rows for each query, which are not added: they will be found once more."""
+        """To the k-th best of `count` likely rows of each query. They are not added here; the scan finds them again."""
         best, (row, query) = self.best, likely(scores, count)
         known = Best(best.rows, self.floats.narrow, best.k, best.rounded)
         known.add(query, _at(places, row))
@@ -258,7 +259,7 @@ class Search:
         """The rows that their heads do not rule out; all, and no heads from now on, where these rule out too few."""
         scores = self.codes.head_scores(in_turn(block))
         self._raise_floor(block, scores, 4 * self.best.k)
-        row = np.flatnonzero((scores >= self._least(self.codes.head_least)).any(1).numpy())
+        row = np.flatnonzero((~(scores < self._least(self.codes.head_least))).any(1).numpy())  # a NaN says nothing
         self.heads = len(row) <= _HEADS_CROWDED * len(block)
         return _at(block, row) if self.heads else block
 

@@ -1,9 +1,10 @@
 """int8 codes of vectors, and by how much a product of codes can miss the product of the vectors.
 
-A few coordinates of an embedding are large in every picture. So a row g is coded less the mean m, and turned: R (g - m). R first
-turns to the principal directions of the rows, then flips signs and multiplies by Hadamard matrices of 64 rows. It is orthogonal,
-so products stay what they are, and what is large in one coordinate is shared out over 64, but the first `HEAD` coordinates, the
-head, keep the first `HEAD` directions to themselves. With steps s for the rows and t for the queries, and what rounding leaves,
+A few coordinates of an embedding are large in every picture. So a row g is coded less the mean m, and turned: R (g - m).
+Vectors of at least `WIDE` numbers are first turned to the principal directions of the rows. Then signs are flipped and Hadamard
+matrices of 64 rows multiply. R is orthogonal, so products stay what they are. What is large in one coordinate is shared out
+over 64. The first `HEAD` directions are mixed only with each other: they are the head. With steps s for the rows and t for the
+queries, and what rounding leaves,
 
     R (g - m) = s c + e      R q = t d + f      (c, d: whole numbers from -127 to 127)
 
@@ -23,16 +24,17 @@ multiplied in float32 instead. A bias b taken off the scores is taken off c · d
 added to E(q).
 
 For a single query, nearly all the time is that of reading the codes from memory. So their heads are read first, a sixth of 384
-numbers. With h for the head's part of a vector and r for the rest, by Cauchy and Schwarz again,
+numbers. With h for the head's part of a vector and r for what is behind it, by Cauchy and Schwarz again,
 
     q · g  <=  q · m  +  s t (c_h · d_h)  +  max |s c| |f_h|  +  max |e| |R q|_h  +  |R q|_r |R (g - m)|_r
 
-where the last length, rounded up, is kept of each row (`Int8Codes.rest`, a byte). Where the rows have directions that matter
-more than others, as embeddings do, a few rows in a hundred are left. Where they have none, there is no head.
+(and rounding, as above). The last length, rounded up, is kept of each row (`Int8Codes.rest`, a byte). Where the rows have
+directions that matter more than others, as embeddings do, a few rows in a hundred are left. Where they have none, there is no
+head. A bias is half a step here, too.
 
-The rows are turned in float32, with sums of D products: coordinate j of the result is wrong by at most (D + 1) 2⁻²⁴ times the sum
-of |g - m|_i |R|_ij. R has D rows of length 1, so |e| is wrong by at most (D + 1) √D 2⁻²⁴ |g - m|. `slack` is a tenth more,
-for the rounding of the rest (of lengths up to 4,096 numbers).
+The rows are turned in float32. Rounding g - m, rounding R and summing D products make coordinate j wrong by at most (D + 2) 2⁻²⁴
+times the sum of |R|_ji |g - m|_i. R has D columns of length 1. So |e|, |s c| and the length behind the head are wrong by at most
+(D + 2) √D 2⁻²⁴ |g - m|. `slack` is a little more, for rounding where the lengths are computed (of up to 4,096 numbers).
 """
 
 import hashlib
@@ -56,7 +58,7 @@ LEAST_STEPS = 4e-9  # s t is at least so much: a bias below `BIAS` is then fewer
 BIAS = 4.0
 ROUNDED = 2.0**-22  # of a score, at most so much is lost where it, or what it is compared with, is rounded to float32
 CODED_FROM = 20_000  # rows; fewer are searched sooner in float32
-ASKED = 48  # coding takes as long as about so many queries without codes
+ASKED = 100  # coding takes as long as so many queries without codes, or fewer
 
 
 @cache
@@ -95,7 +97,10 @@ def directions(sample: torch.Tensor) -> torch.Tensor:
         return turned(torch.eye(size, dtype=torch.float64))
     sample = sample.double().nan_to_num(posinf=0.0, neginf=0.0)
     sample = sample / sample.norm(dim=1, keepdim=True).clamp(min=1e-30)
-    principal = torch.linalg.eigh(sample.T @ sample).eigenvectors.flip(1)
+    try:  # torch's gives up at some matrices of low rank
+        principal = torch.from_numpy(np.linalg.eigh((sample.T @ sample).numpy()).eigenvectors).flip(1)
+    except np.linalg.LinAlgError:  # any turn will do
+        return turned(torch.eye(size, dtype=torch.float64))
     return torch.cat([turned(principal[:, :HEAD].contiguous()), turned(principal[:, HEAD:].contiguous())], dim=1)
 
 
@@ -129,8 +134,8 @@ class Int8Codes:
     Attributes:
         codes: (N, P) int8. strays: places of rows that the codes say nothing of.
         error, longest: the largest |e| and |s c| of all other rows. largest_bias: none of theirs is larger.
-        turn: (D, P) float64, of R. rest: (N, 1) uint8 and unit, a float: a row's coordinates behind the head are no longer
-            than their product; None where there is no head.
+        turn: (D, P) float64; a row less the mean, times this, is turned. rest: (N, 1) uint8 and unit, a float: a row's
+            coordinates behind the head are no longer than their product, strays aside; None where there is no head.
     """
 
     def __init__(self, read: Callable[[np.ndarray], np.ndarray], count: int, bias: np.ndarray | None = None):
@@ -139,17 +144,18 @@ class Int8Codes:
         self.mean = torch.nan_to_num(drawn.double().mean(0), posinf=0.0, neginf=0.0).float()
         drawn = drawn - self.mean
         self.turn, self.slack = directions(drawn), slack(drawn.shape[1])
-        drawn = torch.nan_to_num(self._turned(drawn), posinf=0.0, neginf=0.0)
-        spread = drawn.abs().amax(1)
+        exact = torch.nan_to_num(self._turned(drawn), posinf=0.0, neginf=0.0)
+        spread = exact.abs().amax(1)
         # all but one row in a thousand fit between -127 and 127 steps
         self.step = float(np.float32(max(spread.sort().values[int(0.999 * (len(spread) - 1))] / LARGEST, 1e-5)))
         size = self.turn.shape[1]
         self.codes = torch.from_numpy(
             np.empty((count, size), np.int8)
         )  # numpy asks for large pages of memory, torch does not
-        lengths, rests = drawn.norm(dim=1), drawn[:, HEAD:].norm(dim=1)
-        self.unit = 1.25 * float(rests.max()) / 255
-        say_much = size >= WIDE and 0 < rests.median() <= SMALL_REST * lengths.median()
+        lengths, rests = (part.norm(dim=1, dtype=torch.float64) for part in (exact, exact[:, HEAD:]))
+        upper = (rests + self.slack * (rests + lengths)).sort().values
+        self.unit = 1.25 * float(upper[int(0.999 * (len(upper) - 1))]) / 255
+        say_much = drawn.shape[1] >= WIDE and self.unit > 0 and rests.median() <= SMALL_REST * lengths.median()
         self.rest = torch.empty(count, 1, dtype=torch.uint8) if say_much else None
         error, longest = torch.empty(count), torch.empty(count)
         for start in range(0, count, ROWS_AT_ONCE):
@@ -161,7 +167,7 @@ class Int8Codes:
                 error[block].masked_fill_(~(units <= 255), torch.inf)  # so that it becomes a stray
                 self.rest[block, 0] = units.nan_to_num_().clamp_(max=255).to(torch.uint8)
         usual = 1.25 * self.step * (self.codes.shape[1] / 12) ** 0.5  # rounding alone leaves step / √12 a coordinate
-        stray = ~(error <= usual + 2 * self.slack * (longest + error)) | error.isinf()
+        stray = ~(error <= usual + 2 * self.slack * (longest + error)) | (error + longest).isinf()
         self.bias, self.largest_bias = None, 0.0
         if bias is not None:
             self.bias, self.largest_bias = torch.from_numpy(np.asarray(bias, np.float64)), BIAS
@@ -179,12 +185,12 @@ class Int8Codes:
     def _coded(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Codes, and upper bounds of |e|, |s c| and of the length behind the head, of (n, D) float32 rows."""
         exact = self._turned(rows - self.mean)
-        length = exact.norm(dim=1)
+        length = exact.norm(dim=1, dtype=torch.float64)
         codes = (exact / self.step).round_().clamp_(-LARGEST, LARGEST).nan_to_num_()
         steps = codes * self.step
-        longest = steps.norm(dim=1) * (1 + self.slack)
-        rest = exact[:, HEAD:].norm(dim=1) * (1 + self.slack) + self.slack * length
-        error = exact.sub_(steps).norm(dim=1) * (1 + self.slack) + self.slack * length
+        longest = steps.norm(dim=1, dtype=torch.float64) * (1 + self.slack)
+        rest = exact[:, HEAD:].norm(dim=1, dtype=torch.float64) * (1 + self.slack) + self.slack * length
+        error = exact.sub_(steps).norm(dim=1, dtype=torch.float64) * (1 + self.slack) + self.slack * length
         return codes.to(torch.int8), error, longest, rest
 
     def __len__(self) -> int:
@@ -200,7 +206,7 @@ class CodedQueries:
     """Queries in codes of their own, against the codes of rows.
 
     Args:
-        queries: (Q, D) float32.
+        queries: (Q, D) float32, finite; one with a NaN finds nothing.
     """
 
     def __init__(self, codes: Int8Codes, queries: np.ndarray):
@@ -208,7 +214,7 @@ class CodedQueries:
         exact = torch.from_numpy(queries).double() @ codes.turn
         largest = exact.abs().amax(1, keepdim=True)
         if codes.bias is not None:  # the same bias is as many steps for each of them
-            largest = largest.amax().expand_as(largest)
+            largest = largest.nan_to_num(0.0, posinf=0.0).amax().expand_as(largest)
         step = (largest / LARGEST).clamp(min=LEAST_STEPS / codes.step)
         self.codes = (exact / step).round().clamp(-LARGEST, LARGEST).nan_to_num().to(torch.int8)
         self.step = step[:, 0].numpy() * codes.step
@@ -224,6 +230,7 @@ class CodedQueries:
         )
         self.at_mean = queries.astype(np.float64) @ mean
         if codes.rest is not None:
+            # their scores are sums in float32, too
             rest = exact[:, HEAD:].norm(dim=1).numpy() * codes.unit * (1 + 1e-9)
             self.head_error = self.head_error + rounding + ROUNDED * 255 * rest
             self.rest = torch.from_numpy((rest / self.step).astype(np.float32))
@@ -258,7 +265,7 @@ class CodedQueries:
         return found.addcmul_(_taken(self.rows.rest, places).float(), self.rest)
 
     def head_least(self, floor: np.ndarray) -> torch.Tensor:
-        """(Q,) float32, as `least` is of `scores`, of `head_scores`."""
+        """(Q,) float32 head scores which every row has, strays aside, whose true score is at least `floor` (Q,)."""
         steps = (floor - self.at_mean - self.head_error) / self.step
         least = np.nextafter(np.where(np.isnan(steps), np.inf, steps).astype(np.float32), np.float32(-np.inf))
         return torch.from_numpy(least)

@@ -1,5 +1,7 @@
 """Encoding against the model called by hand, one row at a time."""
 
+import threading
+
 import datasets
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from imagedex.encoding.vectors import (
     encode_images,
     encode_texts,
     image_vector_batches,
+    read_ahead,
     text_length_limit,
     unit_vectors,
 )
@@ -148,6 +151,24 @@ def test_a_picture_that_cannot_be_read_is_named(encoder, tmp_path, num_workers):
     dataset = datasets.Dataset.from_dict(rows, features=features)
     with pytest.raises(UserError, match="bad.png"):
         encode_images(encoder.model, encoder.image_processor, dataset, num_workers=num_workers)
+
+
+def test_a_batch_is_read_while_the_one_before_it_is_used():
+    begun = [threading.Event() for _ in range(4)]
+
+    def batches():
+        for number in range(3):
+            begun[number].set()
+            yield number
+        begun[3].set()
+        raise ValueError("the fourth")
+
+    used = []
+    with pytest.raises(ValueError, match="the fourth"):
+        for number in read_ahead(batches()):
+            assert begun[number + 1].wait(10), "the next one was not begun"
+            used.append(number)
+    assert used == [0, 1, 2]
 
 
 def test_nothing_to_encode(encoder, gallery):

@@ -60,6 +60,11 @@ ROWS = {
     "no unit vectors": lambda: (gaussian(300, 64) * 10.0 ** np.random.default_rng(1).uniform(-3, 3, (300, 1))).astype("f4"),
     "numbers that are none": lambda: np.where(np.arange(300)[:, None] % 50 == 7, np.nan, unit(gaussian(300, 64))).astype("f4"),
     "a single row": lambda: unit(gaussian(1, 64)),
+    "of low rank": lambda: unit(gaussian(300, 40) @ gaussian(40, 300, 1)),
+    "few coordinates": lambda: unit(gaussian(300, 256) * (np.arange(256) % 17 == 0)),
+    "two huge opposites": lambda: np.concatenate(
+        [unit(gaussian(200, 300)), [[1e18], [-1e18]] * unit(gaussian(1, 300))]
+    ).astype("f4"),
     "a spectrum": lambda: unit(gaussian(400, 300) * np.arange(1, 301) ** -0.7),
     "a spectrum and what is outside it": lambda: unit(
         np.concatenate([gaussian(400, 300) * np.arange(1, 301) ** -0.7, gaussian(20, 300)])
@@ -177,6 +182,30 @@ def test_heads_rule_out_nearly_all_rows_of_a_spectrum_and_do_not_exist_without_o
     assert kept[0] and kept.sum() < 40
     even = unit(gaussian(2000, 300))
     assert Int8Codes(lambda places: even[places], len(even)).rest is None
+
+
+def test_rows_of_low_rank_are_coded_and_a_matrix_that_cannot_be_decomposed_turns_nothing(monkeypatch):
+    rows = ROWS["of low rank"]()
+    codes = Int8Codes(lambda places: rows[places], len(rows))
+    assert codes.rest is not None and codes.of_use
+
+    def gives_up(matrix):
+        raise np.linalg.LinAlgError
+
+    monkeypatch.setattr(np.linalg, "eigh", gives_up)
+    assert found_by("int8", rows, rows[3:4], 5, None, None, None) == found_by(
+        "float32", rows, rows[3:4], 5, None, None, None
+    )
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_a_query_that_is_no_number_costs_the_others_nothing(kind):
+    rows, queries = unit(gaussian(400, 64)), unit(gaussian(3, 64, 1))
+    bias = np.random.default_rng(3).normal(size=400).astype(np.float32)
+    expected = found_by(kind, rows, queries, 5, None, bias, None)
+    queries[1, 3] = np.nan
+    found = found_by(kind, rows, queries, 5, None, bias, None)
+    assert (found[0], found[2]) == (expected[0], expected[2])
 
 
 def test_strays_are_few_among_usual_vectors_and_all_where_codes_are_of_no_use():
