@@ -219,7 +219,7 @@ class Search:
         for block in _blocks(self.places, HEADS_AT_ONCE if self.heads else len(self.places)):
             for part in _blocks(self._look_at_heads(block) if self.heads else block, self.step):
                 if not (self.codes and self.crowded < _GIVE_UP and self._look_at_codes(part)):
-                    part = np.asarray(part)
+                    part = _at(part, np.arange(len(part)))
                     self._look(part[~self.codes.rows.is_stray[part]] if self.codes else part)
         self._decide()
         return self.best.answers()
