@@ -179,6 +179,10 @@ test-gpu: $(DEV) ## tests that need an NVIDIA GPU
 test-faults: $(DEV) ## kill trainings at random moments and compare how they end: CHAINS=9 ARGS="xmatching codebook_t5"
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/faults/kills.py --chains $(CHAINS) $(ARGS)
 
+.PHONY: test-memory
+test-memory: $(DEV) ## thousands of steps of each recipe at flat memory, an hour or so: IMAGEDEX_STEPS=400 for a shorter one
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults tests/faults $(ARGS)
+
 .PHONY: lint
 lint: $(DEV) floors ## check style, imports and floors; changes nothing
 	@$(BIN)/ruff check .
