@@ -22,6 +22,7 @@ COMMANDS = {
 # subcommands of imagedex.commands
 GALLERY = {
     "index": "make a gallery of pictures, or bring it in step with them",
+    "remove": "take pictures out of a gallery",
     "search": "find pictures in a gallery: a sentence or a picture in, pictures out",
     "serve": "search a gallery in a browser, and a JSON endpoint",
     "export": "write a gallery's vectors as Parquet",

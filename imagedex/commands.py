@@ -1,4 +1,4 @@
-"""The commands over a gallery: `imagedex index`, `search`, `serve` and `export`."""
+"""The commands over a gallery: `imagedex index`, `remove`, `search`, `serve` and `export`."""
 
 import argparse
 import hashlib
@@ -113,6 +113,33 @@ def say_what_is_left_out(changes) -> None:
             f"{number} {ending}" for ending, number in sorted(others.items(), key=lambda pair: -pair[1])[:8]
         )
         logger.info("files that are no pictures: %s", shown)
+
+
+def remove_parser() -> Parser:
+    parser = parser_of(
+        "remove",
+        "Takes pictures out of a gallery: those named, and those for which a filter holds. The files stay where they are, and\n"
+        "`imagedex index` on a source that still has them brings them back.\n\n"
+        "    imagedex remove a.jpg holiday/b.jpg --gallery my_gallery\n"
+        "    imagedex remove --where \"root == '/media/old_disk'\" --gallery my_gallery",
+    )
+    parser.add_argument("image_ids", nargs="*", metavar="IMAGE_ID", help="its name in the gallery, as in search --json")
+    parser.add_argument("--where", metavar="FILTER", help="the pictures for which this holds, as in search")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: removed (names), pictures (left)")
+    return parser
+
+
+def remove(argv: list[str]) -> None:
+    """imagedex remove IMAGE_ID --gallery G"""
+    args = remove_parser().parse_args(argv)
+    if not args.image_ids and args.where is None:
+        raise UserError("which pictures? Give their names, or --where")
+    gallery = opened(existing(required(args.gallery, "--gallery")), args)
+    removed = gallery.remove(args.image_ids, args.where)
+    if args.json:
+        print(json.dumps({"removed": removed, "pictures": len(gallery)}, ensure_ascii=False))
+    else:
+        print(f"{len(removed)} removed; {len(gallery)} pictures in {args.gallery}")
 
 
 def search_parser() -> Parser:
@@ -252,8 +279,14 @@ def serve(argv: list[str]) -> None:
     run_server(galleries, args.host, args.port, args.keep)
 
 
-COMMANDS = {"index": index, "search": search, "serve": serve, "export": export}
-PARSERS = {"index": index_parser, "search": search_parser, "serve": serve_parser, "export": export_parser}
+COMMANDS = {"index": index, "remove": remove, "search": search, "serve": serve, "export": export}
+PARSERS = {
+    "index": index_parser,
+    "remove": remove_parser,
+    "search": search_parser,
+    "serve": serve_parser,
+    "export": export_parser,
+}
 
 
 def positive(text: str) -> int:

@@ -64,6 +64,16 @@ def test_index_search_and_export(run, photos, tiny_xmatching, tmp_path, caplog):
     assert json.loads(out)["unchanged"] == 4 and json.loads(out)["passed_over"] == {".heic": 1}
 
 
+def test_remove_takes_out_what_is_named_and_what_a_filter_holds_for(run, photos, tiny_xmatching, tmp_path):
+    there = ["--gallery", tmp_path / "g", "--device", "cpu"]
+    run("index", photos, *there, "--model", tiny_xmatching)
+    status, out, _ = run("remove", "cold/blue.png", *there, "--where", "folder == 'warm'", "--json")
+    assert status == 0 and json.loads(out) == {"removed": ["cold/blue.png", "warm/red.png"], "pictures": 2}
+    assert run("remove", "cold/green.png", *there)[1] == f"1 removed; 1 pictures in {tmp_path / 'g'}\n"
+    assert json.loads(run("search", "a dog", *there, "--json")[1])["images"] == ["cold/white.png"]
+    assert run("index", photos, *there)[1].startswith("3 added, 1 unchanged")  # the files stayed where they are
+
+
 def test_photos_without_a_gallery_are_indexed_into_the_cache(run, photos, tiny_xmatching, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     words = ["search", "a dog", "--photos", photos, "--model", tiny_xmatching, "--device", "cpu"]
@@ -93,6 +103,10 @@ def test_photos_without_a_gallery_are_indexed_into_the_cache(run, photos, tiny_x
         (["index", "P"], "which pictures? Give --gallery"),
         (["index", "P", "--gallery", "P"], "is not empty and no gallery"),
         (["index", "P", "--gallery", "G", "--vector_type", "float16"], "holds float32 vectors"),
+        (["remove", "--gallery", "G"], "which pictures? Give their names, or --where"),
+        (["remove", "warm/red.png", "nothing.png", "--gallery", "G"], "holds no picture nothing.png"),
+        (["remove", "warm/red.png"], "which pictures? Give --gallery"),
+        (["remove", "--where", "foldr == 1", "--gallery", "G"], "did you mean folder?"),
         (["export", "--gallery", "G"], "required: --to"),
         (["serve", "--gallery", "empty", "--model", "TINY"], ""),
         (["serch", "dog"], "did you mean search?"),
