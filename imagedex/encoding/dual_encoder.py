@@ -1,6 +1,7 @@
 """Opens a dual encoder, ours or any other with `get_text_features` and `get_image_features` (CLIP, SigLIP, ...)."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,7 @@ from imagedex.checkpoints import (
     require_whole,
     source_of,
 )
+from imagedex.encoding.vectors import encode_texts
 from imagedex.errors import UserError
 from imagedex.modeling.caption_bank import CaptionBank
 from imagedex.modeling.modeling_xmatching import XMatchingModel
@@ -41,6 +43,10 @@ class DualEncoder:
     image_processor: object
     text_kwargs: dict = field(default_factory=dict)
     bank: CaptionBank | None = None
+
+    def encode(self, sentences: Sequence[str], **options) -> torch.Tensor:
+        """(Q, D) vectors of sentences, see `encode_texts`, whose options these are."""
+        return encode_texts(self.model, self.tokenizer, sentences, text_kwargs=self.text_kwargs, **options)
 
 
 def load_dual_encoder(

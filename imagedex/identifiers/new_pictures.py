@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from imagedex.encoding.dual_encoder import DualEncoder, load_dual_encoder
-from imagedex.encoding.vectors import encode_images, encode_texts, picture_batches
+from imagedex.encoding.vectors import encode_images, picture_batches
 from imagedex.errors import UserError
 from imagedex.evaluation.baselines import mean_caption_vectors
 from imagedex.identifiers.picture_rows import LEAST_KNOWN, predicted_rows
@@ -206,9 +206,8 @@ class NewPictures:
                 f"used, the first is {silent[0]!r}; give a --dataset_name with captions of them that are neither held out nor "
                 "asked, or --new_image_vectors images"
             )
-        texts = _Texts(encoder)
         options = {"device": self.device, "progress": self.progress}
-        return mean_caption_vectors(texts, captions, **options).numpy()
+        return mean_caption_vectors(encoder, captions, **options).numpy()
 
     def tower_vectors(self, parts: Indexed, rows) -> np.ndarray:
         """(M, width): the mean of the vision tower's states of each picture, as at training."""
@@ -221,17 +220,6 @@ class NewPictures:
         """The gallery's rows of these pictures, in their order."""
         row_of = {image_id: row for row, image_id in enumerate(self.gallery["image_id"])}
         return self.gallery.select([row_of[image_id] for image_id in image_ids])
-
-
-@dataclass
-class _Texts:
-    """A dual encoder's text side, as `mean_caption_vectors` asks for it."""
-
-    encoder: DualEncoder
-
-    def encode(self, sentences: Sequence[str], **options) -> torch.Tensor:
-        encoder = self.encoder
-        return encode_texts(encoder.model, encoder.tokenizer, sentences, text_kwargs=encoder.text_kwargs, **options)
 
 
 def agreement(identifiers: Identifiers, image_ids: Sequence[str], vectors) -> float:

@@ -141,7 +141,8 @@ class TeacherArguments:
 
     teacher_model_name_or_path: str | None = argument(
         "Folder or Hub id of a sentence encoder (all-MiniLM-L6-v2 and the like; an item is the mean of its trained texts' "
-        "vectors), or of a dual encoder (CLIP, an XMatchingModel trained on the same split; an item is its picture's vector)."
+        "vectors), or of a dual encoder (CLIP, an XMatchingModel trained on the same split; an item is that mean and its "
+        "picture's vector, added)."
     )
     teacher_weight: float = argument("Of the teacher's targets beside the labels.", 3.0)
 

@@ -22,9 +22,9 @@ from transformers import AutoConfig
 from imagedex.checkpoints import from_hub, read_model_type, source_of
 from imagedex.corpora.indexed import IndexedSplits
 from imagedex.encoding.dual_encoder import load_dual_encoder
-from imagedex.encoding.vectors import encode_images, encode_texts
+from imagedex.encoding.vectors import encode_images
 from imagedex.errors import UserError
-from imagedex.evaluation.baselines import TextEncoder, caption_vectors, mean_vectors
+from imagedex.evaluation.baselines import TextEncoder, caption_vectors
 from imagedex.identifiers.vectors import check_same_split
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.training.generative.arguments import TeacherArguments
@@ -143,43 +143,55 @@ def open_teacher(wanted: TeacherArguments, splits: IndexedSplits, identifiers: I
 
 
 def sentence_teacher(name: str, splits: IndexedSplits, args, options: dict):
-    """Of the texts of each item alone. The temperature is that by which trained sentences, each left out, are told best."""
+    """Of the texts of each item alone."""
     try:
         encoder = TextEncoder(name)
     except UserError as error:
         raise UserError(f"--{FLAG}: {error}") from error
     encoder.model.requires_grad_(False)
-    texts, encode = said_of_items(splits), functools.partial(encoder.encode, device=args.device)
-    vectors, owners, sums = caption_vectors(encoder, texts, **options)
-    items = mean_vectors(sums, owners)
-    rows = some_of([row for row, owner in enumerate(owners.tolist()) if len(texts[owner]) > 1])
-    if not rows:
-        return encode, items, TEMPERATURE
-    vectors, owners = vectors[rows], owners[rows]
-    cosines = known_cosines(vectors, items)
-    # without the sentence itself: the others' sum is the mean's direction, as long as that sum is, less this one
-    cosines[torch.arange(len(rows)), owners] = (vectors * F.normalize(sums[owners] - vectors, dim=1)).sum(1)
-    return encode, items, best_temperature(cosines, owners)
+    encode = functools.partial(encoder.encode, device=args.device)
+    return encode, *items_of(encoder, said_of_items(splits), None, options)
 
 
 def dual_teacher(name: str, splits: IndexedSplits, args, options: dict):
-    """Of the pictures alone."""
+    """Of each item's picture and of its sentences, whose vectors lie in one space."""
     encoder = load_dual_encoder(name, device=args.device, flag=FLAG)
     size, workers = args.per_device_eval_batch_size, args.dataloader_num_workers
     encoder.model.requires_grad_(False)
-    items = encode_images(encoder.model, encoder.image_processor, splits.gallery, size, num_workers=workers, **options)
-    settings = {"device": args.device, "text_kwargs": encoder.text_kwargs}
-    encode = functools.partial(encode_texts, encoder.model, encoder.tokenizer, **settings)
-    pairs = some_of([(text, row) for row, own in enumerate(splits.known_sentences()) for text in own])
-    if not pairs:
-        return encode, items, TEMPERATURE
-    sentences, owners = zip(*pairs, strict=True)
-    return encode, items, best_temperature(known_cosines(encode(sentences), items), torch.tensor(owners))
+    pictures = encode_images(
+        encoder.model, encoder.image_processor, splits.gallery, size, num_workers=workers, **options
+    )
+    encode = functools.partial(encoder.encode, device=args.device)
+    return encode, *items_of(encoder, splits.known_sentences(), pictures, options)
 
 
-def known_cosines(sentences: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-    """(B, N); -inf of items of which nothing is known (NaN)."""
-    return (sentences @ items.nan_to_num().T).masked_fill(items.isnan().any(1), -torch.inf)
+def items_of(encoder, texts: list[list[str]], pictures: torch.Tensor | None, options: dict):
+    """(N, D) the items' vectors: the mean of what is said of each, and its picture's vector, added. And the temperature by which
+    the texts, each left out of its own item's vector, are told best.
+
+    Args: encoder, of texts; pictures (N, D) of length 1; None: texts alone.
+    """
+    if pictures is not None and not any(texts):
+        return pictures, TEMPERATURE
+    vectors, owners, sums = caption_vectors(encoder, texts, **options)
+    counts = torch.bincount(owners, minlength=len(sums))[:, None]
+    pictures = torch.zeros_like(sums) if pictures is None else pictures
+    items = known_vectors(pictures, sums, counts)
+    rows = some_of(((counts[owners, 0] > 1) | pictures[owners].any(1)).nonzero()[:, 0].tolist())
+    if not rows:
+        return items, TEMPERATURE
+    own, vectors = owners[rows], vectors[rows]
+    cosines = (vectors @ items.nan_to_num().T).masked_fill(items.isnan().any(1), -torch.inf)
+    rest = known_vectors(pictures[own], sums[own] - vectors, counts[own] - 1)
+    cosines[torch.arange(len(rows)), own] = (vectors * rest).sum(1)
+    return items, best_temperature(cosines, own)
+
+
+def known_vectors(pictures: torch.Tensor, sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """(N, D) of length 1; NaN where nothing is known. Args: counts (N, 1), of the sentences in the sums."""
+    both = pictures + sums / counts.clamp(min=1)
+    nothing = (counts == 0) & ~pictures.any(1, keepdim=True)
+    return F.normalize(both, dim=1).masked_fill(nothing, torch.nan)
 
 
 def said_of_items(splits: IndexedSplits) -> list[list[str]]:

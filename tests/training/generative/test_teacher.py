@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
 from tiny_models import tiny_tokenizer
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
@@ -15,11 +17,14 @@ from imagedex.corpora.indexed import IndexedSplits
 from imagedex.errors import UserError
 from imagedex.evaluation.baselines import TextEncoder
 from imagedex.modeling.identifiers import Identifiers
+from imagedex.modeling.modeling_xmatching import XMatchingModel
+from imagedex.modeling.processing_retrieval import RetrievalProcessor
 from imagedex.training.generative.arguments import TeacherArguments
 from imagedex.training.generative.data import DSICollator
 from imagedex.training.generative.teacher import TEMPERATURE, Teacher, best_temperature, check_teacher, open_teacher
 
 EOS = 1
+PICTURES = Features({"image_id": Value("string"), "image": ImageFeature()})
 SEQUENCES = {
     "atomic": [[10], [11], [12], [13], [14]],
     "rq": [[10, 13], [10, 14], [11, 13, 15], [11, 13, 16], [12, 14]],
@@ -166,6 +171,52 @@ def test_a_sentence_encoder_knows_items_by_what_is_said_of_them(bert, splits):
             cosines.append(torch.stack(rows) @ encoder.encode([sentence])[0])
             owners.append(item)
     assert teacher.temperature == best_temperature(torch.stack(cosines), torch.tensor(owners))
+
+
+def test_a_dual_encoder_knows_items_by_their_pictures_and_by_what_is_said_of_them(tiny_xmatching, splits, tmp_path):
+    """Both added, of length 1 each time; for the temperature a sentence is left out of its item, the picture stays."""
+    colours = {"0.jpg": "red", "1.jpg": "blue", "2.jpg": "grey", "3.jpg": "white"}
+    pictures = [Image.new("RGB", (40, 30), colour) for colour in colours.values()]
+    gallery = Dataset.from_dict({"image_id": list(colours), "image": pictures}, features=PICTURES)
+    identifiers = Identifiers.from_sequences("atomic", list(colours), [[10], [11], [12], [13]], EOS)
+    args = SimpleNamespace(
+        device="cpu", disable_tqdm=True, per_device_eval_batch_size=3, dataloader_num_workers=0
+    )  # fmt: skip
+    model, processor = (
+        XMatchingModel.from_pretrained(tiny_xmatching).eval(),
+        RetrievalProcessor.from_pretrained(tiny_xmatching),
+    )
+    with torch.no_grad():
+        seen = F.normalize(
+            model.get_image_features(**processor(images=pictures, return_tensors="pt")).pooler_output, dim=1
+        )
+
+        def said(sentences):
+            read = processor(text=sentences, return_tensors="pt", padding=True)
+            return F.normalize(model.get_text_features(**read).pooler_output, dim=1)
+
+        def item(row, sentences):
+            return F.normalize(seen[row] + (said(sentences).mean(0) if sentences else 0), dim=0)
+
+        items = torch.stack([item(row, own) for row, own in enumerate(CAPTIONS)])
+        cosines, owners = [], []
+        for row, own in enumerate(CAPTIONS):
+            for place, sentence in enumerate(own):
+                others = items.clone()
+                others[row] = item(row, own[:place] + own[place + 1 :])
+                cosines.append(others @ said([sentence])[0])
+                owners.append(row)
+        asked = said(["a dog on a boat"])[0]
+    wanted = TeacherArguments(teacher_model_name_or_path=str(tiny_xmatching))
+    teacher = open_teacher(wanted, IndexedSplits(splits.train, gallery, None), identifiers, args)
+    assert teacher.temperature == best_temperature(torch.stack(cosines), torch.tensor(owners))
+    torch.testing.assert_close(
+        teacher.scores(["a dog on a boat"])[0], items @ asked / teacher.temperature, rtol=1e-4, atol=1e-4
+    )
+    silent = IndexedSplits(splits.train.select([]), gallery, None)
+    teacher = open_teacher(wanted, silent, identifiers, args)
+    assert teacher.temperature == TEMPERATURE
+    torch.testing.assert_close(teacher.items, seen, rtol=1e-4, atol=1e-4)
 
 
 def test_items_with_one_sentence_each_are_taught_at_the_usual_temperature(bert, splits):
