@@ -76,7 +76,7 @@ def main(argv=None, prog=None):
     train = evaluation = teacher = None
     if args.do_train:
         teacher = open_teacher(teacher_args, splits, parts.identifiers, args)
-        train = parts.rows.training(indexing_args, ratio, augmentation, teacher is not None)
+        train = parts.rows.training(indexing_args, ratio, augmentation, teacher_args)
     if splits.evaluation is not None:
         recall = ratio != 0 or kind == "vision_grounded_t5"  # whose second step may forget the first
         evaluation = parts.rows.evaluation(True, recall, indexing_args.index_held_out_images)

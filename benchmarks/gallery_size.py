@@ -114,7 +114,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000, 300_000, 1_000_000])
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--engines", nargs="+", default=[*VECTOR_ENGINES, *SCHEMES, GRAPH], choices=[*ENGINES, *SCHEMES])
+    parser.add_argument(
+        "--engines", nargs="+", default=[*VECTOR_ENGINES, *SCHEMES, GRAPH], choices=[*ENGINES, *SCHEMES]
+    )
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     versions = {"hardware": hardware(), "threads": torch.get_num_threads()}

@@ -6,7 +6,7 @@ from typing import Literal
 
 from transformers import Seq2SeqTrainingArguments
 
-from imagedex.bounds import COUNT, MOST_BEAMS, RATE, SEED, SOME_OR_NONE, Bounds
+from imagedex.bounds import COUNT, MOST_BEAMS, RATE, SEED, SHARE, SOME_OR_NONE, Bounds
 from imagedex.command_line import argument, read_config
 from imagedex.errors import UserError
 from imagedex.training.arguments import RunArguments
@@ -137,7 +137,7 @@ class TeacherArguments:
     """Who else says which items a training sentence fits; by default the labels alone."""
 
     _argument_group_name = "teacher"
-    _bounds = {"teacher_weight": Bounds(0, above=True)}
+    _bounds = {"teacher_weight": Bounds(0, above=True), "teacher_invented_share": SHARE}
 
     teacher_model_name_or_path: str | None = argument(
         "Folder or Hub id of a sentence encoder (all-MiniLM-L6-v2 and the like; an item is the mean of its trained texts' "
@@ -145,6 +145,11 @@ class TeacherArguments:
         "picture's vector, added)."
     )
     teacher_weight: float = argument("Of the teacher's targets beside the labels.", 3.0)
+    teacher_invented_share: float = argument(
+        "Beside this share of the training sentences a batch gets one more, words of the captions of two items, and the teacher "
+        "alone says what it means (by the first token of what it may find).",
+        0.0,
+    )
 
 
 @dataclass

@@ -10,10 +10,11 @@ import torch
 from datasets import Dataset
 
 from imagedex.corpora import flatten_captions
-from imagedex.training.generative.caption_augmentation import CaptionAugmentationArguments
+from imagedex.training.generative.caption_augmentation import CaptionAugmentationArguments, chance, mixed
 from imagedex.training.kept import Keeper
 from imagedex.training.pictures import stacked
 from imagedex.training.texts import token_table
+from imagedex.words import joined, units
 
 IDENTIFIER_PROMPT = "identifier: "  # before an identifier that is read instead of written (DSI's second direction)
 TEXT_INPUTS = ("input_ids", "attention_mask")
@@ -33,6 +34,7 @@ class Sentences(torch.utils.data.Dataset):
         processor: writes sentences, a `SentenceProcessor`.
         augmentation: draws every sentence anew each time it is asked for; then nothing is tokenised beforehand.
         taught: rows hold the `sentence`, too, as it was drawn, for a teacher to read.
+        invented: the share of rows that bring an `invented` row with them, whose sentence only the teacher judges.
     """
 
     def __init__(
@@ -43,14 +45,15 @@ class Sentences(torch.utils.data.Dataset):
         augmentation: CaptionAugmentationArguments | None = None,
         num_proc: int | None = None,
         taught: bool = False,
+        invented: float = 0.0,
     ):
         flat = flatten_captions(split)
-        self.taught = taught
+        self.taught, self.invented = taught, invented
         self.processor, self.augmentation = processor, augmentation if augmentation and augmentation.active else None
         self.image_ids, self.labels, self.sentences = flat["image_id"][:], labels, flat["caption"][:]
-        if self.augmentation:
+        if self.augmentation or invented:
             self.owners, self.of_item = flat["image_row"][:], split["captions"][:]
-        else:
+        if not self.augmentation:
             self.tokens = text_rows(flat, "caption", processor, num_proc)
 
     def __len__(self):
@@ -60,11 +63,24 @@ class Sentences(torch.utils.data.Dataset):
         sentence = self.sentences[row]
         if self.augmentation:
             sentence = self.augmentation.draw(sentence, self.of_item[self.owners[row]])
-            tokens = {name: self.processor.tokens([sentence])[0][name][0] for name in TEXT_INPUTS}
-        else:
-            tokens = self.tokens[row]
-        taught = {"sentence": sentence} if self.taught else {}
-        return tokens | {"labels": self.labels[self.image_ids[row]]} | taught
+        tokens = self.as_read(sentence) if self.augmentation else self.tokens[row]
+        found = tokens | {"labels": self.labels[self.image_ids[row]]}
+        if self.taught:
+            found["sentence"] = sentence
+        if self.invented and chance(self.invented):
+            invented = self.invent(row)
+            found["invented"] = self.as_read(invented) | {"labels": [-100], "sentence": invented}
+        return found
+
+    def as_read(self, sentence: str) -> dict:
+        columns, _ = self.processor.tokens([sentence])
+        return {name: columns[name][0] for name in TEXT_INPUTS}
+
+    def invent(self, row: int) -> str:
+        """As many words as sentence `row` has, drawn from the sentences of its item and of another, in their order."""
+        other = torch.randint(len(self.of_item), (1,)).item()
+        both = [*self.of_item[self.owners[row]], *self.of_item[other]]
+        return joined(mixed(both, len(units(self.sentences[row]))))
 
 
 class Items(torch.utils.data.Dataset):
@@ -199,12 +215,13 @@ class DSICollator:
     input_ids, attention_mask (texts, T); pixel_values (pictures, 3, height, width) or image_states (pictures, patches + 1,
     width), of a fixed codebook words (pictures, patches); labels (texts + pictures, L), -100 where padded; rows of text
     whose target is a picture stand last among the texts, without labels, with target_pixel_values or target_image_states.
-    sentences (strings), of the rows that a teacher reads, which stand first.
+    sentences (strings), of the rows that a teacher reads, which stand first; invented ones among them have no labels.
     """
 
     tokenizer: object
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        rows = [*rows, *(row["invented"] for row in rows if "invented" in row)]
         rows = sorted(rows, key=lambda row: "sentence" not in row)
         texts = [row for row in rows if "input_ids" in row and "labels" in row]
         to_pictures = [row for row in rows if "input_ids" in row and "labels" not in row]

@@ -13,7 +13,7 @@ from imagedex.identifiers.vectors import mean_vision_states
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.modeling.processing_retrieval import SentenceProcessor
 from imagedex.training.augmentation import build_augmentation
-from imagedex.training.generative.arguments import DSITrainingArguments, IndexingArguments
+from imagedex.training.generative.arguments import DSITrainingArguments, IndexingArguments, TeacherArguments
 from imagedex.training.generative.caption_augmentation import CaptionAugmentationArguments
 from imagedex.training.generative.data import (
     TEXT_INPUTS,
@@ -167,18 +167,29 @@ class DSIRows:
         return directions
 
     def sentences(
-        self, split, augmentation: CaptionAugmentationArguments | None = None, taught: bool = False
+        self,
+        split,
+        augmentation: CaptionAugmentationArguments | None = None,
+        taught: bool = False,
+        invented: float = 0.0,
     ) -> Sentences:
         with self.items.args.main_process_first(desc="tokenising"):
-            return Sentences(split, self.labels, self.items.processor, augmentation, self.items.num_proc, taught)
+            return Sentences(
+                split, self.labels, self.items.processor, augmentation, self.items.num_proc, taught, invented
+            )
 
     def training(
-        self, indexing: IndexingArguments, ratio: float | None, augmentation: CaptionAugmentationArguments, taught: bool
+        self,
+        indexing: IndexingArguments,
+        ratio: float | None,
+        augmentation: CaptionAugmentationArguments,
+        teacher: TeacherArguments,
     ) -> Mixture:
-        """Sentences, for a teacher to read too where there is one (`taught`), with the items beside them."""
+        """Sentences, for a teacher to read too where there is one, with the items beside them."""
         no_items = self.items.gallery is None or ratio == 0
         directions = [] if no_items else self.indexing(indexing.indexing_strategy, indexing.index_held_out_images)
-        sentences = self.sentences(self.splits.train, augmentation, taught)
+        taught = teacher.teacher_model_name_or_path is not None
+        sentences = self.sentences(self.splits.train, augmentation, taught, teacher.teacher_invented_share)
         return Mixture(sentences, directions, ratio, self.items.args.seed)
 
     def training_mix(self, indexing: IndexingArguments, ratio: float | None) -> str | None:

@@ -81,22 +81,24 @@ class Teacher:
         for place in range(
             min(own.shape[1], self.sequences.shape[1])
         ):  # labels are padded to documents that are written
-            targets, taught = self.next_tokens(scores, same, own[:, place], place, logits.shape[-1])
+            # of an invented sentence there is no label: the teacher speaks of the first token alone
+            asked = own[:, place] >= 0 if place else torch.ones_like(own[:, 0], dtype=torch.bool)
+            targets, taught = self.next_tokens(scores, same, asked, place, logits.shape[-1])
             log_probs = F.log_softmax(logits[: len(sentences), place].float(), dim=-1)
             divergence = (torch.xlogy(targets, targets) - targets * log_probs).sum(-1)
             total = total + divergence[taught].sum()
             same &= self.sequences[:, place] == own[:, place, None]
         return self.weight * total / (labels != -100).sum()
 
-    def next_tokens(self, scores, same, label: torch.Tensor, place: int, vocabulary: int):
-        """(B, V) the teacher's shares of the tokens at `place`, and (B,) which rows are taught: those that have a label there
-        and among whose items the teacher knows some.
+    def next_tokens(self, scores, same, asked: torch.Tensor, place: int, vocabulary: int):
+        """(B, V) the teacher's shares of the tokens at `place`, and (B,) which of the rows `asked` (B,) are taught: those among
+        whose items the teacher knows some.
 
-        Args: scores and same (B, N); label (B,).
+        Args: scores and same (B, N).
         """
         tokens = self.sequences[:, place].expand_as(same)
         possible = same & (tokens >= 0)
-        taught = (label >= 0) & (possible & self.known).any(1)
+        taught = asked & (possible & self.known).any(1)
         shares = torch.softmax(scores.masked_fill(~possible, -torch.inf), dim=1).nan_to_num()
         targets = torch.zeros(len(scores), vocabulary, device=scores.device)
         return targets.scatter_add_(1, tokens.clamp(min=0), shares), taught
@@ -108,6 +110,11 @@ def check_teacher(wanted: TeacherArguments, splits: IndexedSplits, corpus: dict)
     Args: corpus, its arguments, which must be those that an XMatchingModel was trained with.
     """
     name = wanted.teacher_model_name_or_path
+    if name is None and wanted.teacher_invented_share:
+        raise UserError(
+            f"--teacher_invented_share {wanted.teacher_invented_share:g}: only a teacher can say what invented sentences mean; "
+            f"give --{FLAG}"
+        )
     if name is None:
         return
     if sees_pictures(name):

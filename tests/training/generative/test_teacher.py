@@ -19,8 +19,10 @@ from imagedex.evaluation.baselines import TextEncoder
 from imagedex.modeling.identifiers import Identifiers
 from imagedex.modeling.modeling_xmatching import XMatchingModel
 from imagedex.modeling.processing_retrieval import RetrievalProcessor
+from imagedex.training.generative import data
 from imagedex.training.generative.arguments import TeacherArguments
-from imagedex.training.generative.data import DSICollator
+from imagedex.training.generative.caption_augmentation import CaptionAugmentationArguments
+from imagedex.training.generative.data import DSICollator, Sentences
 from imagedex.training.generative.teacher import TEMPERATURE, Teacher, best_temperature, check_teacher, open_teacher
 
 EOS = 1
@@ -126,6 +128,73 @@ def test_rows_that_are_taught_stand_first():
     assert found["sentences"] == ["east", "west"]
     assert found["labels"].tolist() == [[8, 1], [9, 1], [6, 1], [5, 1]]
     assert "sentences" not in DSICollator(Words())(rows[:2])
+
+
+@pytest.mark.parametrize("scheme", SEQUENCES)
+def test_of_an_invented_sentence_the_first_token_alone_is_taught(scheme):
+    """The share of each first token among all items; the sentence counts among no labels."""
+    sentences, targets = ["north", "west"], [2, 3]
+    logits, labels = batch(scheme, [targets[0], targets[1], 4])
+    labels[1] = -100
+    expected = naive_divergence(logits[0], 2, encode(["north"])[0], scheme, 0.4, [True] * 5)
+    shares = torch.softmax(encode(["west"])[0] @ ITEMS.T / 0.4, dim=0).tolist()
+    firsts = [sequence[0] for sequence in SEQUENCES[scheme]]
+    for token in set(firsts):
+        share = sum(own for own, first in zip(shares, firsts, strict=True) if first == token)
+        expected += share * (math.log(share) - logits[1, 0].log_softmax(-1)[token].item())
+    found = teacher_of(scheme).loss(logits, labels, sentences)
+    assert found.item() == pytest.approx(2.0 * expected / (labels != -100).sum().item(), rel=1e-5)
+
+
+class Reader:
+    """Stands in for a processor: a word is its length."""
+
+    def tokens(self, sentences):
+        rows = [[len(word) for word in sentence.split()] for sentence in sentences]
+        return {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}, None
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_invented_sentences_are_words_of_two_items_in_their_order(augmented, splits, monkeypatch):
+    monkeypatch.setattr(data, "text_rows", lambda flat, column, processor, _: processor_rows(flat[column], processor))
+    labels = {name: [10 + row, EOS] for row, name in enumerate(splits.item_ids)}
+    drawn = CaptionAugmentationArguments(caption_word_dropout=0.5) if augmented else None
+    torch.manual_seed(0)
+    sentences = Sentences(splits.train, labels, Reader(), drawn, None, True, 0.5)
+    rows = [sentences[row % len(sentences)] for row in range(600)]
+    invented = [(number % len(sentences), row["invented"]) for number, row in enumerate(rows) if "invented" in row]
+    assert 240 < len(invented) < 360
+    owners = [item for item, own in enumerate(CAPTIONS) for _ in own]
+    partners = set()
+    for row, own in invented:
+        words = own["sentence"].split()
+        assert len(words) == len([text for texts in CAPTIONS for text in texts][row].split())
+        assert own["input_ids"] == [len(word) for word in words] and own["labels"] == [-100]
+        fitting = {
+            other
+            for other in range(3)
+            if is_within(words, " ".join([*CAPTIONS[owners[row]], *CAPTIONS[other]]).split())
+        }
+        assert fitting, "its words stand in this order in the sentences of its item and of another"
+        partners |= fitting if len(fitting) == 1 else set()
+    assert partners == {0, 1, 2}
+    batch = DSICollator(Words())(rows[:20])
+    extra = sum("invented" in row for row in rows[:20])
+    assert len(batch["sentences"]) == len(batch["labels"]) == 20 + extra
+    assert (batch["labels"] == -100).all(1).sum() == extra
+    plain = Sentences(splits.train, labels, Reader(), drawn, None, True)
+    assert all("invented" not in plain[row] for row in range(len(plain)))
+
+
+def processor_rows(texts, processor):
+    columns, _ = processor.tokens(texts[:])
+    return Dataset.from_dict(columns)
+
+
+def is_within(words, others) -> bool:
+    """Whether `others` has these words in this order, with any between them."""
+    rest = iter(others)
+    return all(word in rest for word in words)
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +306,8 @@ def test_documents_that_are_written_beside_are_longer_than_identifiers():
 def test_a_teacher_that_cannot_be_had_is_one_line(tmp_path, splits, bert):
     with pytest.raises(UserError, match=r"--teacher_model_name_or_path .*missing is not a folder"):
         check_teacher(TeacherArguments(str(tmp_path / "missing")), splits, {})
+    with pytest.raises(UserError, match="--teacher_invented_share 0.5: .*give --teacher_model_name_or_path"):
+        check_teacher(TeacherArguments(teacher_invented_share=0.5), splits, {})
     silent = IndexedSplits(splits.train.select([]), splits.gallery, None)
     with pytest.raises(UserError, match="no item has a trained sentence"):
         check_teacher(TeacherArguments(str(bert)), silent, {})
