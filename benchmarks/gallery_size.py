@@ -108,6 +108,7 @@ def draw_plot(rows: list[dict], path: Path) -> None:
     both[0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 def main():

@@ -136,10 +136,11 @@ def remove(argv: list[str]) -> None:
         raise UserError("which pictures? Give their names, or --where")
     gallery = opened(existing(required(args.gallery, "--gallery")), args)
     removed = gallery.remove(args.image_ids, args.where)
+    left = len(gallery.readable)
     if args.json:
-        print(json.dumps({"removed": removed, "pictures": len(gallery)}, ensure_ascii=False))
+        print(json.dumps({"removed": removed, "pictures": left}, ensure_ascii=False))
     else:
-        print(f"{len(removed)} removed; {len(gallery)} pictures in {args.gallery}")
+        print(f"{len(removed)} removed; {left} pictures in {args.gallery}")
 
 
 def search_parser() -> Parser:

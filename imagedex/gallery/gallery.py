@@ -176,8 +176,14 @@ class Gallery:
             if where is not None:
                 gone |= filters.allowed(self.table, where)
             removed = self.table.filter(pa.array(gone))["image_id"].to_pylist()
+            self._check_parts()
             self._commit(self.table.filter(pa.array(~gone)), self.header)
             return removed
+
+    def _check_parts(self) -> None:
+        """Raises `UserError` for a model or an engine that cannot be had, before anything is changed."""
+        self.searcher.ready()
+        self.store  # noqa: B018  it is opened with the model
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -78,6 +78,9 @@ class IdentifierGallery(Gallery):
         self._require_own()
         return super().remove(image_ids, where)
 
+    def _check_parts(self) -> None:
+        """The catalog is all there is to change."""
+
     def _require_own(self) -> None:
         known = catalog.read(self.folder)
         if known and known[0].maker:

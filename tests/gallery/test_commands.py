@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -72,6 +73,17 @@ def test_remove_takes_out_what_is_named_and_what_a_filter_holds_for(run, photos,
     assert run("remove", "cold/green.png", *there)[1] == f"1 removed; 1 pictures in {tmp_path / 'g'}\n"
     assert json.loads(run("search", "a dog", *there, "--json")[1])["images"] == ["cold/white.png"]
     assert run("index", photos, *there)[1].startswith("3 added, 1 unchanged")  # the files stayed where they are
+    assert run("remove", *there, "--where", f"root == '{photos}'")[1].startswith("4 removed; 0 pictures")
+
+
+def test_nothing_is_removed_where_the_model_is_gone(run, photos, tiny_xmatching, tmp_path):
+    model, there = shutil.copytree(tiny_xmatching, tmp_path / "model"), ["--gallery", tmp_path / "g", "--device", "cpu"]
+    run("index", photos, *there, "--model", model)
+    before = (tmp_path / "g" / "catalog.parquet").read_bytes()
+    shutil.rmtree(model)
+    status, out, err = run("remove", "warm/red.png", *there)
+    assert (status, out) == (2, "") and str(model) in err
+    assert (tmp_path / "g" / "catalog.parquet").read_bytes() == before
 
 
 def test_photos_without_a_gallery_are_indexed_into_the_cache(run, photos, tiny_xmatching, tmp_path, monkeypatch):

@@ -156,3 +156,11 @@ def test_by_command(models, photos, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["search", SENTENCE, "+", "a leash", *there])
     assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_pictures_are_removed_though_the_model_knows_none_of_those_that_stay(photos, models, tmp_path, capsys):
+    there = ["--gallery", str(tmp_path / "g"), "--device", "cpu"]
+    cli.main(["index", str(photos), *there, "--model", models["vision_grounded_t5"]])
+    capsys.readouterr()
+    cli.main(["remove", *KNOWN, *there, "--json"])
+    assert json.loads(capsys.readouterr().out) == {"removed": KNOWN, "pictures": 1}

@@ -146,8 +146,8 @@ class TeacherArguments:
     )
     teacher_weight: float = argument("Of the teacher's targets beside the labels.", 3.0)
     teacher_invented_share: float = argument(
-        "Beside this share of the training sentences a batch gets one more, words of the captions of two items, and the teacher "
-        "alone says what it means (by the first token of what it may find).",
+        "Beside this share of the training sentences a batch gets one more, of words of two items' captions, which the teacher "
+        "alone judges: the first token of the identifiers is taught. Batches grow by as much, in time and memory.",
         0.0,
     )
 

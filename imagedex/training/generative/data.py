@@ -78,8 +78,9 @@ class Sentences(torch.utils.data.Dataset):
 
     def invent(self, row: int) -> str:
         """As many words as sentence `row` has, drawn from the sentences of its item and of another, in their order."""
-        other = torch.randint(len(self.of_item), (1,)).item()
-        both = [*self.of_item[self.owners[row]], *self.of_item[other]]
+        own, count = self.owners[row], len(self.of_item)
+        other = (own + 1 + torch.randint(max(count - 1, 1), (1,)).item()) % count
+        both = [*self.of_item[own], *self.of_item[other]]
         return joined(mixed(both, len(units(self.sentences[row]))))
 
 

@@ -176,29 +176,24 @@ def items_of(encoder, texts: list[list[str]], pictures: torch.Tensor | None, opt
     """(N, D) the items' vectors: the mean of what is said of each, and its picture's vector, added. And the temperature by which
     the texts, each left out of its own item's vector, are told best.
 
-    Args: encoder, of texts; pictures (N, D) of length 1; None: texts alone.
+    Args: encoder, of texts; pictures (N, D) of length 1; None: texts alone, and NaN where there is none.
     """
     if pictures is not None and not any(texts):
         return pictures, TEMPERATURE
     vectors, owners, sums = caption_vectors(encoder, texts, **options)
     counts = torch.bincount(owners, minlength=len(sums))[:, None]
-    pictures = torch.zeros_like(sums) if pictures is None else pictures
-    items = known_vectors(pictures, sums, counts)
-    rows = some_of(((counts[owners, 0] > 1) | pictures[owners].any(1)).nonzero()[:, 0].tolist())
+    seen = torch.zeros_like(sums) if pictures is None else pictures
+    # texts are nearer to texts than to pictures: an item of which nothing is said would stand behind all others
+    missing = torch.nan if pictures is None else vectors.mean(0)
+    items = F.normalize(torch.where(counts > 0, sums / counts.clamp(min=1), missing) + seen, dim=1)
+    rows = some_of((counts[owners, 0] > 1).nonzero()[:, 0].tolist())
     if not rows:
         return items, TEMPERATURE
     own, vectors = owners[rows], vectors[rows]
     cosines = (vectors @ items.nan_to_num().T).masked_fill(items.isnan().any(1), -torch.inf)
-    rest = known_vectors(pictures[own], sums[own] - vectors, counts[own] - 1)
+    rest = F.normalize((sums[own] - vectors) / (counts[own] - 1) + seen[own], dim=1)
     cosines[torch.arange(len(rows)), own] = (vectors * rest).sum(1)
     return items, best_temperature(cosines, own)
-
-
-def known_vectors(pictures: torch.Tensor, sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """(N, D) of length 1; NaN where nothing is known. Args: counts (N, 1), of the sentences in the sums."""
-    both = pictures + sums / counts.clamp(min=1)
-    nothing = (counts == 0) & ~pictures.any(1, keepdim=True)
-    return F.normalize(both, dim=1).masked_fill(nothing, torch.nan)
 
 
 def said_of_items(splits: IndexedSplits) -> list[list[str]]:
