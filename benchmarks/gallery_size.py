@@ -33,7 +33,7 @@ COLUMNS = ("engine", "pictures", "made_s", "ms", "ms_low", "ms_high", "mib", "ha
            "faiss-cpu")  # fmt: skip
 VECTOR_ENGINES = ("torch_float32", "imagedex_int8", "faiss_ivf")
 SCHEMES = ("atomic", "rq")
-GRAPH = "faiss_graph"  # last: among a million it takes longer to build than all the others together
+GRAPH = "faiss_graph"  # last: it is built row by row, which takes long
 WORDS, LEVELS, CODES, SUFFIX, END = 32_100, 4, 64, 256, 1
 TOKENS, BEAMS = 16, 10
 
